@@ -45,8 +45,8 @@ type Assignment struct {
 	Deadline  time.Time      // when the engine fails it; zero means none
 }
 
-// Report is what a worker says about its assignment. Exactly one of State, Artifact
-// and Chunk is set.
+// Report is what a worker says about its assignment: artifacts and then a state, both
+// durable in one step, or a chunk.
 type Report struct {
 	Key     TaskKey
 	Agent   AgentID
@@ -55,7 +55,7 @@ type Report struct {
 	State   a2a.TaskState // a new state, with Message if there is one
 	Message *a2a.Message
 
-	Artifact *a2a.Artifact // a whole artifact, durable; replaces one with the same id
+	Artifacts []*a2a.Artifact // whole artifacts; each replaces one with the same id
 
 	Chunk *Chunk // a piece of text that may be lost; the durable artifact holds all
 }

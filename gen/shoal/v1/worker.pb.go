@@ -612,16 +612,13 @@ func (x *CancelEvent) GetReason() string {
 }
 
 type ReportRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Session   string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	TaskId    string                 `protobuf:"bytes,2,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	Requester string                 `protobuf:"bytes,3,opt,name=requester,proto3" json:"requester,omitempty"`
-	// Types that are valid to be assigned to Report:
-	//
-	//	*ReportRequest_Status
-	//	*ReportRequest_Artifact
-	//	*ReportRequest_Chunk
-	Report        isReportRequest_Report `protobuf_oneof:"report"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	TaskId        string                 `protobuf:"bytes,2,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	Requester     string                 `protobuf:"bytes,3,opt,name=requester,proto3" json:"requester,omitempty"`
+	Status        *v1.TaskStatus         `protobuf:"bytes,4,opt,name=status,proto3" json:"status,omitempty"`       // a new state
+	Artifacts     []*v1.Artifact         `protobuf:"bytes,5,rep,name=artifacts,proto3" json:"artifacts,omitempty"` // whole artifacts, durable together with status
+	Chunk         *TextChunk             `protobuf:"bytes,6,opt,name=chunk,proto3" json:"chunk,omitempty"`         // instead of both: a piece of text, as it is made
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -677,61 +674,26 @@ func (x *ReportRequest) GetRequester() string {
 	return ""
 }
 
-func (x *ReportRequest) GetReport() isReportRequest_Report {
-	if x != nil {
-		return x.Report
-	}
-	return nil
-}
-
 func (x *ReportRequest) GetStatus() *v1.TaskStatus {
 	if x != nil {
-		if x, ok := x.Report.(*ReportRequest_Status); ok {
-			return x.Status
-		}
+		return x.Status
 	}
 	return nil
 }
 
-func (x *ReportRequest) GetArtifact() *v1.Artifact {
+func (x *ReportRequest) GetArtifacts() []*v1.Artifact {
 	if x != nil {
-		if x, ok := x.Report.(*ReportRequest_Artifact); ok {
-			return x.Artifact
-		}
+		return x.Artifacts
 	}
 	return nil
 }
 
 func (x *ReportRequest) GetChunk() *TextChunk {
 	if x != nil {
-		if x, ok := x.Report.(*ReportRequest_Chunk); ok {
-			return x.Chunk
-		}
+		return x.Chunk
 	}
 	return nil
 }
-
-type isReportRequest_Report interface {
-	isReportRequest_Report()
-}
-
-type ReportRequest_Status struct {
-	Status *v1.TaskStatus `protobuf:"bytes,4,opt,name=status,proto3,oneof"` // a new state
-}
-
-type ReportRequest_Artifact struct {
-	Artifact *v1.Artifact `protobuf:"bytes,5,opt,name=artifact,proto3,oneof"` // a whole artifact, durable
-}
-
-type ReportRequest_Chunk struct {
-	Chunk *TextChunk `protobuf:"bytes,6,opt,name=chunk,proto3,oneof"` // a piece of text, as it is made
-}
-
-func (*ReportRequest_Status) isReportRequest_Report() {}
-
-func (*ReportRequest_Artifact) isReportRequest_Report() {}
-
-func (*ReportRequest_Chunk) isReportRequest_Report() {}
 
 type ReportResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -911,15 +873,14 @@ const file_shoal_v1_worker_proto_rawDesc = "" +
 	"\vCancelEvent\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x1c\n" +
 	"\trequester\x18\x02 \x01(\tR\trequester\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xfb\x01\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xed\x01\n" +
 	"\rReportRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x17\n" +
 	"\atask_id\x18\x02 \x01(\tR\x06taskId\x12\x1c\n" +
-	"\trequester\x18\x03 \x01(\tR\trequester\x12/\n" +
-	"\x06status\x18\x04 \x01(\v2\x15.lf.a2a.v1.TaskStatusH\x00R\x06status\x121\n" +
-	"\bartifact\x18\x05 \x01(\v2\x13.lf.a2a.v1.ArtifactH\x00R\bartifact\x12+\n" +
-	"\x05chunk\x18\x06 \x01(\v2\x13.shoal.v1.TextChunkH\x00R\x05chunkB\b\n" +
-	"\x06report\"\x1e\n" +
+	"\trequester\x18\x03 \x01(\tR\trequester\x12-\n" +
+	"\x06status\x18\x04 \x01(\v2\x15.lf.a2a.v1.TaskStatusR\x06status\x121\n" +
+	"\tartifacts\x18\x05 \x03(\v2\x13.lf.a2a.v1.ArtifactR\tartifacts\x12)\n" +
+	"\x05chunk\x18\x06 \x01(\v2\x13.shoal.v1.TextChunkR\x05chunk\"\x1e\n" +
 	"\x0eReportResponse\x12\f\n" +
 	"\x01n\x18\x01 \x01(\x04R\x01n\",\n" +
 	"\x10HeartbeatRequest\x12\x18\n" +
@@ -975,7 +936,7 @@ var file_shoal_v1_worker_proto_depIdxs = []int32{
 	13, // 8: shoal.v1.Assignment.deadline:type_name -> google.protobuf.Timestamp
 	12, // 9: shoal.v1.InputEvent.message:type_name -> lf.a2a.v1.Message
 	14, // 10: shoal.v1.ReportRequest.status:type_name -> lf.a2a.v1.TaskStatus
-	15, // 11: shoal.v1.ReportRequest.artifact:type_name -> lf.a2a.v1.Artifact
+	15, // 11: shoal.v1.ReportRequest.artifacts:type_name -> lf.a2a.v1.Artifact
 	16, // 12: shoal.v1.ReportRequest.chunk:type_name -> shoal.v1.TextChunk
 	1,  // 13: shoal.v1.WorkerService.Attach:input_type -> shoal.v1.AttachRequest
 	7,  // 14: shoal.v1.WorkerService.Report:input_type -> shoal.v1.ReportRequest
@@ -1004,11 +965,6 @@ func file_shoal_v1_worker_proto_init() {
 		(*AttachResponse_Input)(nil),
 		(*AttachResponse_Cancel)(nil),
 		(*AttachResponse_Heartbeat)(nil),
-	}
-	file_shoal_v1_worker_proto_msgTypes[7].OneofWrappers = []any{
-		(*ReportRequest_Status)(nil),
-		(*ReportRequest_Artifact)(nil),
-		(*ReportRequest_Chunk)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -737,15 +737,15 @@ func (x *TaskCancel) GetReason() string {
 	return ""
 }
 
-// TaskEvent is the n-th thing that happened to a task at its doer. Exactly one of
-// status and artifact is set.
+// TaskEvent is the n-th thing that happened to a task at its doer: artifacts, then a
+// status; at least one of them is set.
 type TaskEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	N             uint64                 `protobuf:"varint,1,opt,name=n,proto3" json:"n,omitempty"`
-	Status        []byte                 `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`     // lf.a2a.v1.TaskStatus
-	Artifact      []byte                 `protobuf:"bytes,3,opt,name=artifact,proto3" json:"artifact,omitempty"` // lf.a2a.v1.Artifact
-	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`     // why, for FAILED and REJECTED: a reason code
-	Receipt       []byte                 `protobuf:"bytes,5,opt,name=receipt,proto3" json:"receipt,omitempty"`   // SignedReceipt, with a terminal status
+	Status        []byte                 `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`       // lf.a2a.v1.TaskStatus
+	Artifacts     [][]byte               `protobuf:"bytes,3,rep,name=artifacts,proto3" json:"artifacts,omitempty"` // lf.a2a.v1.Artifact; replaces one with the same id
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`       // why, for FAILED and REJECTED: a reason code
+	Receipt       []byte                 `protobuf:"bytes,5,opt,name=receipt,proto3" json:"receipt,omitempty"`     // SignedReceipt, with a terminal status
 	Attempt       uint32                 `protobuf:"varint,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -795,9 +795,9 @@ func (x *TaskEvent) GetStatus() []byte {
 	return nil
 }
 
-func (x *TaskEvent) GetArtifact() []byte {
+func (x *TaskEvent) GetArtifacts() [][]byte {
 	if x != nil {
-		return x.Artifact
+		return x.Artifacts
 	}
 	return nil
 }
@@ -1610,11 +1610,11 @@ const file_shoal_wire_v1_wire_proto_rawDesc = "" +
 	"\amessage\x18\x01 \x01(\fR\amessage\"$\n" +
 	"\n" +
 	"TaskCancel\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x99\x01\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x9b\x01\n" +
 	"\tTaskEvent\x12\f\n" +
 	"\x01n\x18\x01 \x01(\x04R\x01n\x12\x16\n" +
-	"\x06status\x18\x02 \x01(\fR\x06status\x12\x1a\n" +
-	"\bartifact\x18\x03 \x01(\fR\bartifact\x12\x16\n" +
+	"\x06status\x18\x02 \x01(\fR\x06status\x12\x1c\n" +
+	"\tartifacts\x18\x03 \x03(\fR\tartifacts\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
 	"\areceipt\x18\x05 \x01(\fR\areceipt\x12\x18\n" +
 	"\aattempt\x18\x06 \x01(\rR\aattempt\")\n" +
