@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/a2aproject/a2a-go/v2/a2a"
 	shoal "github.com/shoalmesh/shoal"
@@ -105,8 +107,8 @@ func VerifyCard(raw []byte) (*a2a.AgentCard, shoal.AgentID, error) {
 		return nil, "", err
 	}
 
-	card := new(a2a.AgentCard)
-	if err := json.Unmarshal(payload, card); err != nil {
+	card, err := decodeCard(payload)
+	if err != nil {
 		return nil, "", ErrBadCard.Because(err)
 	}
 	for _, s := range signatures {
@@ -115,6 +117,18 @@ func VerifyCard(raw []byte) (*a2a.AgentCard, shoal.AgentID, error) {
 		})
 	}
 	return card, own.agent, nil
+}
+
+// decodeCard decodes what was verified. A null in a list would be a nil pointer in it.
+func decodeCard(payload []byte) (*a2a.AgentCard, error) {
+	card := new(a2a.AgentCard)
+	if err := json.Unmarshal(payload, card); err != nil {
+		return nil, err
+	}
+	if slices.Contains(card.SupportedInterfaces, nil) {
+		return nil, errors.New("an interface is null")
+	}
+	return card, nil
 }
 
 // signature is one entry of a card's signatures.
@@ -183,7 +197,7 @@ func ownSignature(signatures []signature) (own signature, err error) {
 	found := false
 	for _, s := range signatures {
 		kid, err := s.header.text("kid")
-		if err != nil || len(kid) < 8 || kid[:8] != "did:key:" {
+		if err != nil || !strings.HasPrefix(kid, "did:key:") {
 			continue
 		}
 		if found {
