@@ -48,16 +48,15 @@ func (m *Mesh) open() (host.Host, *table, error) {
 			}
 		}
 		h, d, err := m.start(addrs)
-		if err != nil {
-			return nil, nil, err
+		if err == nil {
+			missing := unbound(h, addrs)
+			if missing == nil {
+				return h, d, nil
+			}
+			err = ErrPortBusy.With("%s", missing).Because(errors.Join(d.Close(), h.Close()))
 		}
-		missing := unbound(h, addrs)
-		if missing == nil {
-			return h, d, nil
-		}
-		err = errors.Join(d.Close(), h.Close())
 		if try == bindTries {
-			return nil, nil, ErrPortBusy.With("%s", missing).Because(err)
+			return nil, nil, err
 		}
 	}
 }
@@ -114,7 +113,7 @@ func (m *Mesh) start(addrs []ma.Multiaddr) (host.Host, *table, error) {
 		if d != nil {
 			err = errors.Join(err, d.Close())
 		}
-		return nil, nil, ErrPortBusy.With("%v", addrs).Because(err)
+		return nil, nil, fmt.Errorf("start the libp2p host: %w", err)
 	}
 	return h, d, nil
 }

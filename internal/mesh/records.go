@@ -42,6 +42,7 @@ const (
 // table is the DHT and what we need of its parts.
 type table struct {
 	*dht.IpfsDHT
+	store  *bounded
 	values *dhtrecords.ValueStore
 	ask    *pb.ProtocolMessenger
 }
@@ -61,7 +62,7 @@ func (m *Mesh) newTable(h host.Host) (*table, error) {
 	}
 	// The DHT's own PutValue does not say whether anybody stored the value, so we do
 	// its two steps ourselves: this is its store, seen through the same rules.
-	values := dhtrecords.NewValueStore(store, check, recordAge)
+	values := dhtrecords.NewValueStore(ours{store}, check, recordAge)
 	ask, err := pb.NewProtocolMessenger(d.MessageSender())
 	if err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -75,7 +76,7 @@ func (m *Mesh) newTable(h host.Host) (*table, error) {
 		default:
 		}
 	}
-	return &table{IpfsDHT: d, values: values, ask: ask}, nil
+	return &table{IpfsDHT: d, store: store, values: values, ask: ask}, nil
 }
 
 // validator decides which records this node stores, returns and prefers.

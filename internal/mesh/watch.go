@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -12,6 +13,9 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
 )
+
+// keepTag keeps the connection manager from cutting a peer that is to stay.
+const keepTag = "shoal/keep"
 
 // keeper is the state of Run: who is up, and whom to dial again when. Only Run's
 // goroutine touches it.
@@ -164,7 +168,7 @@ func (k *keeper) keep(ai peer.AddrInfo) {
 		}}
 		e.pause.Reset()
 		k.kept[ai.ID] = e
-		k.host.ConnManager().Protect(ai.ID, "shoal/keep")
+		k.host.ConnManager().Protect(ai.ID, keepTag)
 	}
 	e.info = ai
 	if k.host.Network().Connectedness(ai.ID) != network.Connected && !e.dialing {
@@ -192,6 +196,12 @@ func (k *keeper) dialed(r dialed) {
 		if _, d, err := k.mesh.live(); err == nil {
 			d.RefreshRoutingTable()
 		}
+		return
+	}
+	if errors.Is(r.err, ErrWrongNetwork) {
+		delete(k.kept, r.id)
+		k.host.ConnManager().Unprotect(r.id, keepTag)
+		k.mesh.log.Warn("a peer to keep is of another network, dropped", "peer", r.id)
 		return
 	}
 	pause := e.pause.NextBackOff()
