@@ -15,23 +15,20 @@ import (
 
 // Limits of fields. Those of what travels are the receivers', too (design/security.md §5).
 const (
-	maxIDLen     = 128 // bytes of a task, context, message or artifact id, and of a key
-	maxName      = 64  // bytes of an agent's name
-	maxText      = 1024
-	maxToken     = 512 // bytes of a page token
-	maxTarget    = 4096
-	maxDuration  = 30 * 24 * time.Hour
-	maxHeartbeat = time.Hour
-	maxSkills    = 64
-	maxTags      = 32
-	maxExamples  = 16
-	maxParts     = 1024
-	maxDepth     = 32
-	maxMetadata  = 4 << 10
-	maxChunk     = 256 << 10
-	maxArtifacts = 256
-	maxCursors   = 10_000
-	maxLogTail   = 10_000
+	maxIDLen      = 128 // bytes of a task, context, message or artifact id, and of a key
+	maxName       = 64  // bytes of an agent's name
+	maxText       = 1024
+	maxToken      = 512 // bytes of a page token
+	maxTarget     = 4096
+	maxDuration   = 30 * 24 * time.Hour
+	maxExtensions = 32
+	maxParts      = 1024
+	maxDepth      = 32
+	maxMetadata   = 4 << 10
+	maxChunk      = 256 << 10
+	maxArtifacts  = 256
+	maxCursors    = 10_000
+	maxLogTail    = 10_000
 )
 
 func invalid(reason, hint, format string, args ...any) error {

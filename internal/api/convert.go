@@ -82,7 +82,7 @@ func decodeArtifact(field string, pb *a2apb.Artifact) (*a2a.Artifact, error) {
 }
 
 func checkIDs(field string, ids, extensions []string) error {
-	if len(ids) > maxParts || len(extensions) > maxTags {
+	if len(ids) > maxParts || len(extensions) > maxExtensions {
 		return invalid("too_many", "at most 1024 ids and 32 extensions are allowed", "%s refers to too many things", field)
 	}
 	for _, id := range ids {

@@ -9,6 +9,7 @@ import (
 	"github.com/shoalmesh/shoal"
 	"github.com/shoalmesh/shoal/internal/directory"
 	"github.com/shoalmesh/shoal/internal/task"
+	"github.com/shoalmesh/shoal/internal/worker"
 )
 
 // What the API needs of the services behind it. All methods are called concurrently,
@@ -42,7 +43,7 @@ type Agents interface {
 	// Lookup returns the hosted agent with that DID or name; "" is the node's own. Its
 	// unknown_agent error names the nearest.
 	Lookup(nameOrDID string) (shoal.AgentID, error)
-	Agents() []AgentInfo
+	Agents() []worker.AgentInfo
 	Remove(ctx context.Context, id shoal.AgentID) error
 }
 
@@ -73,23 +74,37 @@ type Steps interface {
 	Receipt(ctx context.Context, ref task.Ref) (task.SignedReceipt, error)
 }
 
-// Workers is where programs attach to do an agent's work.
+// Workers is where programs attach to do an agent's work; [PoolWorkers] makes one.
 type Workers interface {
-	Attach(ctx context.Context, spec AttachSpec) (Session, error)
+	// Attach checks the spec, and is the only judge of it.
+	Attach(ctx context.Context, spec worker.AttachSpec) (Session, error)
 	// Report passes on what a worker says of a task that its session holds; else it
 	// returns a Denied error with reason not_assigned.
 	Report(ctx context.Context, session string, r shoal.Report) (n uint64, err error)
 	Heartbeat(session string) error
 }
 
-// Session is one attached worker.
+// Session is one attached worker; [worker.Session] is one.
 type Session interface {
 	ID() string
 	Agent() shoal.AgentSpec
 	// Next waits for the next event; its error ends the attachment.
-	Next(ctx context.Context) (WorkerEvent, error)
+	Next(ctx context.Context) (worker.Event, error)
 	// Close detaches the worker. It may be called twice.
 	Close()
+}
+
+// PoolWorkers returns pool as [Workers].
+func PoolWorkers(pool *worker.Pool) Workers { return poolWorkers{pool} }
+
+type poolWorkers struct{ *worker.Pool }
+
+func (p poolWorkers) Attach(ctx context.Context, spec worker.AttachSpec) (Session, error) {
+	s, err := p.Pool.Attach(ctx, spec)
+	if err != nil {
+		return nil, err // not a typed nil
+	}
+	return s, nil
 }
 
 // Mail carries letters: opaque durable envelopes of topic "shoal.letter".
@@ -128,41 +143,6 @@ type Peer struct {
 	Direction string // "in" or "out"
 	Path      string // "quic", "tcp", "ws" or "relay"
 	RTT       time.Duration
-}
-
-// AgentInfo is a hosted agent.
-type AgentInfo struct {
-	Spec    shoal.AgentSpec
-	Workers int // attached now
-}
-
-// AttachSpec is how a worker attaches.
-type AttachSpec struct {
-	Agent       string // DID or name; a new name makes a new agent; "" is the node's own
-	Description string
-	Skills      []shoal.Skill
-	Concurrency int           // 1…1024
-	Heartbeat   time.Duration // the worker's promise; 0: none
-	Ephemeral   bool          // withdraw the card when the last worker leaves
-}
-
-// WorkerEvent is what a worker is told: exactly one of the pointers is set.
-type WorkerEvent struct {
-	Assignment *shoal.Assignment
-	Input      *WorkerInput
-	Cancel     *WorkerCancel
-}
-
-// WorkerInput is the asker's answer to an interrupted task.
-type WorkerInput struct {
-	Key     shoal.TaskKey
-	Message *a2a.Message
-}
-
-// WorkerCancel says that the work is no longer wanted.
-type WorkerCancel struct {
-	Key    shoal.TaskKey
-	Reason string
 }
 
 // Letter is a letter to be posted.

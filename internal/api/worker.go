@@ -14,20 +14,17 @@ import (
 
 	"github.com/shoalmesh/shoal"
 	shoalv1 "github.com/shoalmesh/shoal/gen/shoal/v1"
+	"github.com/shoalmesh/shoal/internal/worker"
 )
 
 // workerService serves WorkerService.
 type workerService struct{ *Server }
 
 func (s *workerService) Attach(ctx context.Context, req *connect.Request[shoalv1.AttachRequest], stream *connect.ServerStream[shoalv1.AttachResponse]) error {
-	spec, err := decodeAttach(req.Msg)
-	if err != nil {
-		return err
-	}
 	ctx, done := s.untilStop(ctx)
 	defer done()
 
-	session, err := s.svc.Workers.Attach(ctx, spec)
+	session, err := s.svc.Workers.Attach(ctx, decodeAttach(req.Msg))
 	if err != nil {
 		return endOf(ctx, err)
 	}
@@ -64,74 +61,22 @@ func (s *workerService) Attach(ctx context.Context, req *connect.Request[shoalv1
 	}
 }
 
-func decodeAttach(m *shoalv1.AttachRequest) (AttachSpec, error) {
-	spec := AttachSpec{
+// decodeAttach only converts: package worker checks every field, since it keeps them.
+func decodeAttach(m *shoalv1.AttachRequest) worker.AttachSpec {
+	spec := worker.AttachSpec{
 		Agent: m.GetAgent(), Description: m.GetDescription(), Ephemeral: m.GetEphemeral(),
-		Concurrency: int(max(m.GetConcurrency(), 1)), Heartbeat: time.Duration(m.GetHeartbeatMs()) * time.Millisecond,
+		Concurrency: int(min(m.GetConcurrency(), 1<<20)), Heartbeat: time.Duration(m.GetHeartbeatMs()) * time.Millisecond,
 	}
-	if err := checkAgentName("agent", spec.Agent); err != nil {
-		return spec, err
+	for _, sk := range m.GetSkills() {
+		spec.Skills = append(spec.Skills, shoal.Skill{
+			ID: sk.GetId(), Name: sk.GetName(), Description: sk.GetDescription(),
+			Tags: sk.GetTags(), Examples: sk.GetExamples(), Idempotent: sk.GetIdempotent(),
+		})
 	}
-	if err := checkProse("description", spec.Description); err != nil {
-		return spec, err
-	}
-	if m.GetConcurrency() > 1024 {
-		return spec, invalid("bad_concurrency", "use 1 to 1024", "%d assignments at once are too many", m.GetConcurrency())
-	}
-	if _, err := millis("heartbeat_ms", int64(m.GetHeartbeatMs()), maxHeartbeat); err != nil {
-		return spec, err
-	}
-	if len(m.GetSkills()) > maxSkills {
-		return spec, invalid("too_many", fmt.Sprintf("at most %d are allowed", maxSkills), "the agent has %d skills", len(m.GetSkills()))
-	}
-	seen := map[string]bool{}
-	for i, pb := range m.GetSkills() {
-		skill, err := decodeSkill(fmt.Sprintf("skills[%d]", i), pb)
-		if err != nil {
-			return spec, err
-		}
-		if seen[skill.ID] {
-			return spec, invalid("duplicate_skill", "give each skill once", "skill %q is given twice", skill.ID)
-		}
-		seen[skill.ID] = true
-		spec.Skills = append(spec.Skills, skill)
-	}
-	return spec, nil
+	return spec
 }
 
-func decodeSkill(field string, pb *shoalv1.Skill) (shoal.Skill, error) {
-	sk := shoal.Skill{
-		Name: pb.GetName(), Description: pb.GetDescription(), Tags: pb.GetTags(), Examples: pb.GetExamples(),
-		Idempotent: pb.GetIdempotent(),
-	}
-	var err error
-	if sk.ID, err = shoal.ParseCapability(pb.GetId()); err != nil {
-		return sk, err
-	}
-	if err := checkWord(field+".name", sk.Name, 2*maxName, true); err != nil {
-		return sk, err
-	}
-	if err := checkProse(field+".description", sk.Description); err != nil {
-		return sk, err
-	}
-	if len(sk.Tags) > maxTags || len(sk.Examples) > maxExamples {
-		return sk, invalid("too_many", fmt.Sprintf("at most %d tags and %d examples are allowed", maxTags, maxExamples),
-			"%s has %d tags and %d examples", field, len(sk.Tags), len(sk.Examples))
-	}
-	for _, tag := range sk.Tags {
-		if err := checkWord(field+".tags", tag, maxName, true); err != nil {
-			return sk, err
-		}
-	}
-	for _, ex := range sk.Examples {
-		if err := checkProse(field+".examples", ex); err != nil {
-			return sk, err
-		}
-	}
-	return sk, nil
-}
-
-func encodeWorkerEvent(ev WorkerEvent) (*shoalv1.AttachResponse, error) {
+func encodeWorkerEvent(ev worker.Event) (*shoalv1.AttachResponse, error) {
 	out := &shoalv1.AttachResponse{}
 	switch {
 	case ev.Assignment != nil:
@@ -217,9 +162,6 @@ func (s *workerService) decodeReport(m *shoalv1.ReportRequest) (r shoal.Report, 
 	ref, err := s.ref(m.GetTaskId(), m.GetRequester(), 0)
 	if err != nil {
 		return r, err
-	}
-	if ref.Requester == "" {
-		return r, missing("requester", "send the requester of the assignment back")
 	}
 	r.Key = shoal.TaskKey{Requester: ref.Requester, ID: ref.ID}
 	if m.GetChunk() != nil {
