@@ -8,8 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-
-	shoal "github.com/shoalmesh/shoal"
 )
 
 // tmpSuffix marks a file that is being written.
@@ -36,6 +34,14 @@ func checkMode(path string, want fs.FileMode) error {
 	return nil
 }
 
+// makeDir makes the keyring's directory and its parents, if they are not there.
+func makeDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make key directory: %w", err)
+	}
+	return syncDir(filepath.Dir(dir))
+}
+
 // readFile reads a whole key file.
 func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
@@ -45,7 +51,7 @@ func readFile(path string) ([]byte, error) {
 	defer func() { _ = f.Close() }()
 	text, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
 	if err != nil {
-		return nil, shoal.NewError(shoal.Corrupt, "key_damaged", "read "+path, ErrKeyDamaged.Hint).Because(err)
+		return nil, ErrKeyDamaged.With("%s", path).Because(err)
 	}
 	if len(text) > maxKeyFile {
 		return nil, ErrKeyDamaged.With("%s is too long", path)

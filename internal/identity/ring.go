@@ -64,8 +64,8 @@ type Ring struct {
 // or [ErrPassphrase]; never a new identity beside existing keys.
 func OpenRing(dir string, opts RingOptions) (*Ring, error) {
 	if opts.Fresh {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("make key directory: %w", err)
+		if err := makeDir(dir); err != nil {
+			return nil, err
 		}
 	}
 	names, err := listKeys(dir)
@@ -174,33 +174,24 @@ func (r *Ring) ChangePassphrase(passphrase []byte) error {
 // openSeal opens or makes the seal that opts and the files call for.
 func (r *Ring) openSeal(opts RingOptions, names []string) error {
 	path := filepath.Join(r.dir, sealFile)
-	sealed := slices.Contains(names, sealFile)
-	switch {
-	case !sealed && len(opts.Passphrase) == 0:
-		return nil
-	case sealed && len(opts.Passphrase) == 0:
+	switch sealed, given := slices.Contains(names, sealFile), len(opts.Passphrase) > 0; {
+	case sealed && !given:
 		return ErrPassphrase.With("%s is sealed with a passphrase and none was given", r.dir)
-	case !sealed && !slices.Contains(names, nodeFile) && !opts.Fresh:
-		return nil // the missing key is the better complaint
-	}
-	if sealed {
-		file, err := readFile(path)
-		if err != nil {
-			return err
-		}
-		r.seal, err = openSeal(file, opts.Passphrase)
-		if errors.Is(err, errWrongPassphrase) {
-			return ErrPassphrase.With("wrong passphrase for %s", path)
-		}
-		if err != nil {
-			return ErrKeyDamaged.With("%s", path).Because(err)
-		}
+	case sealed:
+		return r.readSeal(path, opts.Passphrase)
+	case !given:
 		return nil
+	case !opts.Fresh && !slices.Contains(names, nodeFile):
+		return nil // there is nothing to seal: the missing key is the better complaint
 	}
 
 	// A key file that is sealed already had a seal that is now lost.
 	for _, name := range names {
-		if file, err := readFile(filepath.Join(r.dir, name)); err == nil && isSealed(file) {
+		file, err := readFile(filepath.Join(r.dir, name))
+		if err != nil {
+			return err
+		}
+		if isSealed(file) {
 			return ErrKeyMissing.With("%s, which unseals %s", path, name)
 		}
 	}
@@ -214,6 +205,21 @@ func (r *Ring) openSeal(opts RingOptions, names []string) error {
 	}
 	r.seal = s
 	return writeFile(path, file)
+}
+
+func (r *Ring) readSeal(path string, passphrase []byte) error {
+	file, err := readFile(path)
+	if err != nil {
+		return err
+	}
+	r.seal, err = openSeal(file, passphrase)
+	if errors.Is(err, errWrongPassphrase) {
+		return ErrPassphrase.With("wrong passphrase for %s", path)
+	}
+	if err != nil {
+		return ErrKeyDamaged.With("%s", path).Because(err)
+	}
+	return nil
 }
 
 // load reads one key file into the ring, and seals it if the ring is sealed and it is not.
