@@ -33,7 +33,7 @@ const (
 	providers  = 4  // capabilities of one agent announced at the same time
 	enoughPeer = 20 // the DHT keeps a record on the 20 nodes closest to its key
 	// settle is the wait after a new peer before publishing again: several come at once.
-	settle   = 2 * time.Second
+	settle = 2 * time.Second
 	// pause is the least time between two publications that new peers ask for.
 	pause    = 15 * time.Second
 	firstTry = 250 * time.Millisecond // a new peer takes a moment to enter the routing table
@@ -47,10 +47,11 @@ type hosted struct {
 	record []byte // the DHT record around it
 	floor  uint64 // a sequence number seen under our name elsewhere: go above it
 
-	due   time.Time // when to publish next; zero: now
-	busy  bool      // being published
-	again bool      // became due while busy
-	tries int       // failed in a row
+	outdone bool      // by a card with a higher number: sign anew
+	due     time.Time // when to publish next; zero: now
+	busy    bool      // being published
+	again   bool      // became due while busy
+	tries   int       // failed in a row
 
 	published time.Time // last, with success
 	peers     int       // how many nodes had been seen by then; 0: never published
@@ -387,20 +388,25 @@ func (d *Directory) jitter(t time.Duration) time.Duration {
 	return t - time.Duration(d.cfg.Rand()*float64(t)/10)
 }
 
+// renew signs the agent's card anew if it is old, or was outdone by one with a higher
+// number under the same name.
 func (d *Directory) renew(ctx context.Context, id shoal.AgentID) error {
-	c, ok := d.hostedCard(id)
-	if !ok || c.withdrawn {
-		return nil
-	}
-	// Nine tenths, because of the jitter.
-	if age := time.Since(c.NotBefore); age >= 0 && age < d.cfg.Refresh*9/10 {
-		return nil
-	}
-	err := d.resign(ctx, id)
 	d.mu.Lock()
-	d.local[id].again = false // what follows publishes the new card
+	h := d.local[id]
+	spec, c, outdone := h.spec, h.card, h.outdone
 	d.mu.Unlock()
-	return err
+	age := time.Since(c.NotBefore)
+	old := age < 0 || age >= d.cfg.Refresh*9/10 // nine tenths, because of the jitter
+	if !outdone && (c.withdrawn || !old) {
+		return nil
+	}
+	if err := d.sign(ctx, spec, c.withdrawn); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	h.again = false // what follows publishes the new card
+	d.mu.Unlock()
+	return nil
 }
 
 // put stores the agent's record in the DHT and announces its skills.
@@ -461,7 +467,7 @@ func (d *Directory) seekRival(ctx context.Context, ours *Card) {
 	d.mu.Lock()
 	if h, ok := d.local[c.Agent]; ok {
 		h.floor = max(h.floor, c.Seq)
-		h.card.NotBefore = time.Time{} // makes the next round sign a new one
+		h.outdone = true
 	}
 	d.mu.Unlock()
 }

@@ -1,0 +1,327 @@
+package directory
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/shoalmesh/shoal"
+	"github.com/shoalmesh/shoal/internal/mesh/meshtest"
+)
+
+func TestPublishedAgentsAreFoundByAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := meshtest.New(1)
+		var nodes []*node
+		var want []string
+		for i := range 12 {
+			n := newNode(t, net, nodeName(i))
+			name := fmt.Sprintf("ocr-%02d", i)
+			n.agent(name, "ocr", fmt.Sprintf("only-%02d", i))
+			nodes, want = append(nodes, n), append(want, name)
+		}
+		settleDown()
+		for i, n := range nodes {
+			// The node's own agent comes first.
+			own := append([]string{want[i]}, append(append([]string{}, want[:i]...), want[i+1:]...)...)
+			wantNames(t, nodeName(i)+" finds ocr", n.find("a2a:v1:cap:ocr", false), own...)
+			other := (i + 5) % len(nodes)
+			wantNames(t, nodeName(i)+" finds one", n.find(fmt.Sprintf("only-%02d", other), false), want[other])
+			wantNames(t, nodeName(i)+" finds none", n.find("no-such-thing", false))
+			id := nodes[other].dir.Local()[0].Agent
+			c, err := n.dir.Resolve(t.Context(), id, true)
+			if err != nil || c.Agent != id || c.Node != nodes[other].key.Node() || c.Name != want[other] {
+				t.Errorf("resolve: got %s on %s, %v", c.Agent, c.Node, err)
+			}
+		}
+		wantNames(t, "limit", nodes[0].query(Query{Capability: "ocr", Limit: 3}), want[:3]...)
+	})
+}
+
+func TestFindByText(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := meshtest.New(1)
+		a, b := newNode(t, net, "a"), newNode(t, net, "b")
+		a.agent("Reader", "ocr", "translate")
+		a.agent("Writer", "poem")
+		settleDown()
+		wantNames(t, "nothing known yet", b.query(Query{Text: "reader"}))
+		b.find("ocr", false)
+		b.find("poem", false)
+		for text, want := range map[string][]string{
+			"agent":          {"Reader", "Writer"},
+			"READER":         {"Reader"},
+			"tag-ocr":        {"Reader"},
+			"does translate": {"Reader"},
+			"reader poem":    {},
+			"  writer  ":     {"Writer"},
+		} {
+			wantNames(t, text, b.query(Query{Text: text}), want...)
+		}
+		wantNames(t, "both", b.query(Query{Capability: "ocr", Text: "reader"}), "Reader")
+		wantNames(t, "both, no match", b.query(Query{Capability: "ocr", Text: "writer"}))
+		wantNames(t, "own agents too", a.query(Query{Text: "poem"}), "Writer")
+	})
+}
+
+func TestMeshOfTwoFindsItselfAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := meshtest.New(1)
+		a, b := newNode(t, net, "a"), newNode(t, net, "b")
+		id := a.agent("echo", "echo")
+		synctest.Wait() // no time passes
+		wantNames(t, "find", b.find("echo", false), "echo")
+		if _, err := b.dir.Resolve(t.Context(), id, false); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestLateJoinerFindsWhatExists(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := meshtest.New(1)
+		a := newNode(t, net, "a")
+		a.agent("echo", "echo") // alone: cannot be published yet
+		time.Sleep(37 * time.Minute)
+		b := newNode(t, net, "b")
+		settleDown()
+		wantNames(t, "the first peer", b.find("echo", false), "echo")
+		time.Sleep(30 * time.Hour)
+		c := newNode(t, net, "c")
+		synctest.Wait()
+		wantNames(t, "a late joiner", c.find("echo", false), "echo")
+		wantNames(t, "the first peer, later", b.find("echo", false), "echo")
+	})
+}
+
+func TestRestartedNodeGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := meshtest.New(1)
+		a, b := newNode(t, net, "a"), newNode(t, net, "b")
+		id := a.agent("echo", "echo")
+		settleDown()
+		wantNames(t, "before", b.find("echo", false), "echo")
+		before, _ := b.dir.Knows(id)
+
+		a.restart()
+		if got := a.dir.Local(); len(got) != 1 || got[0].Agent != id || !got[0].Local {
+			t.Fatalf("hosted agents after restart: %v", got)
+		}
+		wantNames(t, "asker stayed", b.find("echo", true), "echo")
+		if n, err := a.dir.Refresh(t.Context(), ""); n != 1 || err != nil {
+			t.Fatalf("refresh: %d, %v", n, err)
+		}
+		wantNames(t, "refreshed", b.find("echo", true), "echo")
+		after, _ := b.dir.Knows(id)
+		if after.Seq <= before.Seq {
+			t.Errorf("sequence number %d after %d", after.Seq, before.Seq)
+		}
+
+		// The asker restarts with nobody to ask, and still knows.
+		a.stop()
+		b.restart()
+		if c, ok := b.dir.Knows(id); !ok || c.Seq != after.Seq {
+			t.Errorf("after its restart the asker knows %v %v", c.Seq, ok)
+		}
+		wantNames(t, "from disk", b.find("echo", false), "echo")
+	})
+}
+
+func TestRestartedAgentsAreFoundAgainAfterAllNodesRestarted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := meshtest.New(1)
+		a, b, c := newNode(t, net, "a"), newNode(t, net, "b"), newNode(t, net, "c")
+		a.agent("echo", "echo")
+		settleDown()
+		for _, n := range []*node{a, b, c} {
+			n.restart() // and what it held for the DHT is gone
+		}
+		settleDown()
+		for _, n := range []*node{b, c} {
+			providers, err := n.mesh.Providers(t.Context(), "a2a:v1:cap:echo", 10)
+			if err != nil || len(providers) != 1 {
+				t.Errorf("providers: %v, %v", providers, err)
+			}
+			wantNames(t, "find", n.find("echo", false), "echo")
+		}
+	})
+}
+
+func TestWithdrawnAgentIsGoneForAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := meshtest.New(1)
+		a, b, c := newNode(t, net, "a"), newNode(t, net, "b"), newNode(t, net, "c")
+		id := a.agent("echo", "echo")
+		a.agent("other", "echo")
+		settleDown()
+		wantNames(t, "before", b.find("echo", false), "echo", "other")
+		if err := a.dir.Withdraw(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.dir.Withdraw(t.Context(), id); err != nil {
+			t.Errorf("withdraw twice: %v", err)
+		}
+		settleDown()
+		wantNames(t, "the host", a.find("echo", false), "other")
+		wantNames(t, "who knew it, fresh", b.find("echo", true), "other")
+		wantNames(t, "who knew it", b.find("echo", false), "other")
+		wantNames(t, "who did not", c.find("echo", false), "other")
+		for _, n := range []*node{a, b, c} {
+			_, err := n.dir.Resolve(t.Context(), id, false)
+			wantErr(t, "resolve", err, ErrWithdrawn)
+		}
+		a.stop() // the tombstone is in the DHT
+		d := newNode(t, net, "d")
+		_, err := d.dir.Resolve(t.Context(), id, false)
+		wantErr(t, "late joiner's resolve", err, ErrWithdrawn)
+
+		// The agent may come back, above its tombstone.
+		a.start()
+		settleDown()
+		a.agent("echo", "echo")
+		settleDown()
+		wantNames(t, "back", d.find("echo", true), "echo", "other")
+		wantErr(t, "withdraw a stranger", a.dir.Withdraw(t.Context(), testKey(t, "stranger").Agent()), ErrNotHosted)
+	})
+}
+
+func TestCardsExpire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := meshtest.New(1)
+		a, b := newNode(t, net, "a"), newNode(t, net, "b")
+		id := a.agent("echo", "echo")
+		settleDown()
+		time.Sleep(50 * time.Hour) // refreshed meanwhile
+		wantNames(t, "kept fresh", b.find("echo", false), "echo")
+		c, _ := b.dir.Knows(id)
+		if life := time.Until(c.NotAfter); life < 22*time.Hour {
+			t.Errorf("card of a running node has only %s left", life)
+		}
+		a.stop()
+		time.Sleep(time.Until(c.NotAfter.Add(Tolerance - time.Second)))
+		wantNames(t, "within the tolerance", b.find("echo", true), "echo")
+		time.Sleep(time.Second)
+		for _, fresh := range []bool{false, true} {
+			wantNames(t, "expired", b.find("echo", fresh))
+			wantNames(t, "expired, text", b.query(Query{Text: "echo"}))
+			_, err := b.dir.Resolve(t.Context(), id, fresh)
+			wantErr(t, "resolve", err, ErrExpired)
+		}
+		if _, ok := b.dir.Knows(id); ok {
+			t.Error("an expired card is still known")
+		}
+
+		// The host comes back from a long sleep: its own card has expired too.
+		time.Sleep(100 * time.Hour)
+		a.start()
+		settleDown()
+		wantNames(t, "back", b.find("echo", false), "echo")
+	})
+}
+
+func TestFindIsCachedThenWarm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := meshtest.New(1)
+		a, b := newNode(t, net, "a"), newNode(t, net, "b")
+		a.agent("one", "echo")
+		settleDown()
+		net.SetLatency(100 * time.Millisecond)
+		took := func() time.Duration {
+			start := time.Now()
+			b.find("echo", false)
+			return time.Since(start)
+		}
+		if took() == 0 {
+			t.Error("the first find asked nobody")
+		}
+		a.agent("two", "echo")
+		settleDown()
+		if d := took(); d != 0 {
+			t.Errorf("a cached find took %s", d)
+		}
+		wantNames(t, "cached", b.find("echo", false), "one")
+		time.Sleep(30 * time.Second)
+		start := time.Now()
+		wantNames(t, "warm", b.find("echo", false), "one")
+		if d := time.Since(start); d != 0 {
+			t.Errorf("a warm find took %s", d)
+		}
+		time.Sleep(5 * time.Second)
+		wantNames(t, "asked behind", b.find("echo", false), "one", "two")
+		time.Sleep(5 * time.Minute)
+		if took() == 0 {
+			t.Error("a cold find asked nobody")
+		}
+	})
+}
+
+func TestAgentMovesToAnotherNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := meshtest.New(1)
+		a, b, c := newNode(t, net, "a"), newNode(t, net, "b"), newNode(t, net, "c")
+		id := a.agent("echo", "echo")
+		settleDown()
+		if host, err := c.dir.Host(t.Context(), id); err != nil || host != a.key.Node() {
+			t.Fatalf("host %s, %v", host, err)
+		}
+		if err := a.dir.Withdraw(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		settleDown()
+		b.agent("echo", "echo")
+		settleDown()
+		wantNames(t, "the old host", a.find("echo", true), "echo")
+		wantNames(t, "a third", c.find("echo", true), "echo")
+		for _, n := range []*node{a, c} {
+			if host, err := n.dir.Host(t.Context(), id); err != nil || host != b.key.Node() {
+				t.Errorf("host %s, %v, want the new one", host, err)
+			}
+		}
+	})
+}
+
+func TestHostOfNodesOwnAgentNeedsNoCard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := meshtest.New(1)
+		a, b := newNode(t, net, "a"), newNode(t, net, "b")
+		if host, err := b.dir.Host(t.Context(), a.key.Agent()); err != nil || host != a.key.Node() {
+			t.Errorf("host %s, %v", host, err)
+		}
+		if host, err := a.dir.Host(t.Context(), a.key.Agent()); err != nil || host != a.key.Node() {
+			t.Errorf("own host %s, %v", host, err)
+		}
+		_, err := b.dir.Host(t.Context(), testKey(t, "nobody").Agent())
+		wantErr(t, "host of nobody", err, ErrUnknownAgent)
+		_, err = b.dir.Host(t.Context(), "did:key:zJunk")
+		if shoal.KindOf(err) != shoal.Invalid {
+			t.Errorf("host of junk: %v", err)
+		}
+		a.stop()
+		_, err = b.dir.Host(t.Context(), a.key.Agent())
+		wantErr(t, "host of a node that is off", err, ErrUnknownAgent)
+	})
+}
+
+func TestRefusedPublisherGoesAbove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := meshtest.New(1)
+		a, b := newNode(t, net, "a"), newNode(t, net, "b")
+		id := a.agent("echo", "echo")
+		settleDown()
+		// What the agent published before its node was restored from a backup.
+		c, _ := a.dir.Knows(id)
+		key := testKey(t, "agent echo")
+		ahead := c.Seq + 1_000_000_000
+		raw := signCard(t, key, time.Now(), func(p *params) { p.Seq, p.Node = ahead, a.key.Node() }, "echo")
+		putRecord(t, b, key, raw, ahead)
+		if _, err := a.dir.Refresh(t.Context(), id); err == nil {
+			t.Error("refresh below what is known succeeded")
+		}
+		time.Sleep(2 * time.Hour)
+		got, err := b.dir.Resolve(t.Context(), id, true)
+		if err != nil || got.Seq <= ahead || got.Name != "echo" {
+			t.Errorf("got %s seq %d, %v; want more than %d", got.Name, got.Seq, err, ahead)
+		}
+	})
+}
