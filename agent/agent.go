@@ -137,7 +137,7 @@ func Run(ctx context.Context, cfg Config, h HandlerFunc) error {
 			delay = firstRetry
 		}
 		cfg.Log.Warn("agent is not attached; trying again", "agent", cfg.Name, "err", err)
-		if !pause(ctx, delay/2+rand.N(delay)) { //nolint:gosec // jitter, not a secret
+		if !pause(ctx, delay/2+rand.N(delay)) {
 			return nil
 		}
 	}

@@ -41,7 +41,7 @@ type runner struct {
 type session struct {
 	*runner
 	id     string
-	alive  context.Context //nolint:containedctx // the session's life, which tasks outlive
+	alive  context.Context // the session's life, which tasks outlive
 	node   *Client         // asks as this agent
 	chunks *chunker
 
@@ -111,8 +111,8 @@ func (r *runner) session(ctx context.Context) (attached bool, err error) {
 func (r *runner) attachRequest() *shoalv1.AttachRequest {
 	return &shoalv1.AttachRequest{
 		Agent: r.cfg.Name, Description: r.cfg.Description, Skills: pbSkills(r.cfg.Skills),
-		Concurrency: uint32(r.cfg.Concurrency),              //nolint:gosec // validated
-		HeartbeatMs: uint32(r.cfg.Heartbeat.Milliseconds()), //nolint:gosec // validated
+		Concurrency: uint32(r.cfg.Concurrency),             
+		HeartbeatMs: uint32(r.cfg.Heartbeat.Milliseconds()),
 		Ephemeral:   r.cfg.Ephemeral,
 	}
 }

@@ -24,8 +24,13 @@ type hold struct {
 	session   *Session // nil once it ended: only while reserved
 	stage     stage
 	attempt   int
-	parking   bool // a report is on its way that interrupts the task
-	cancelled bool // the worker was told to stop
+	asking    *question // on its way to the engine
+	cancelled bool      // the worker was told to stop
+}
+
+// question is a report that interrupts a task.
+type question struct {
+	released bool // the engine took the slot back meanwhile: for the question, or the end
 }
 
 // Reserve takes a slot for a task: of the attached worker that offers the skill and has
@@ -104,7 +109,7 @@ func (p *Pool) Tell(key shoal.TaskKey, agent shoal.AgentID, input *a2a.Message, 
 		h.cancelled = true
 		e = Event{Cancel: &Cancel{Key: key, Reason: cancel}}
 	} else if h.stage == parked {
-		h.stage = running
+		h.stage, h.asking = running, nil // an answer settles the question
 		h.session.used++
 	}
 	s, backlog := h.session, h.session.backlog()
@@ -153,10 +158,10 @@ func (p *Pool) release(h *hold) (freed bool) {
 	if s != nil && h.stage != parked {
 		s.used--
 		freed = s.used < s.slots
-		if h.parking {
-			h.stage = parked
-			return freed
-		}
+	}
+	if s != nil && h.asking != nil {
+		h.stage, h.asking.released = parked, true
+		return freed
 	}
 	p.forget(h)
 	return freed
@@ -206,16 +211,17 @@ func (p *Pool) Report(ctx context.Context, session string, r shoal.Report) (n ui
 		return 0, ErrNotAssigned.With("task %s", clip(string(r.Key.ID)))
 	}
 	r.Key, r.Agent, r.Attempt = h.key, s.spec.ID, h.attempt
-	parks := r.Chunk == nil && h.stage == running && !h.parking && interrupts(r.State)
-	if parks {
-		h.parking = true
+	var asked *question
+	if r.Chunk == nil && h.asking == nil && interrupts(r.State) {
+		asked = new(question)
+		h.asking = asked
 	}
 	p.mu.Unlock()
 
 	s.alive()
 	n, err = p.cfg.Report(ctx, r)
-	if parks {
-		p.parked(h, err)
+	if asked != nil {
+		p.settle(h, asked, err)
 	}
 	if r.Chunk != nil && err != nil {
 		p.log.Debug("chunk dropped", "task", r.Key.ID, "err", err)
@@ -224,13 +230,16 @@ func (p *Pool) Report(ctx context.Context, session string, r shoal.Report) (n ui
 	return n, err
 }
 
-// parked notes the outcome of a report that interrupts a task. If the engine refused it
-// and released the slot for another reason, the task has ended.
-func (p *Pool) parked(h *hold, err error) {
+// settle notes what became of a question. If the engine refused it and took the slot
+// back all the same, the task has ended.
+func (p *Pool) settle(h *hold, asked *question, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	h.parking = false
-	if err != nil && h.stage == parked && p.held[h.key] == h {
+	if h.asking != asked {
+		return // answered already
+	}
+	h.asking = nil
+	if err != nil && asked.released && p.held[h.key] == h {
 		p.forget(h)
 	}
 }
