@@ -150,7 +150,7 @@ func (e *Engine) afterCommit(tx *store.Tx, r *row, c change, eff effects) error 
 		}
 		tx.AfterCommit(func() {
 			if !e.Workers.Tell(key, agent, msg, "") {
-				e.Lost([]shoal.TaskKey{key}, agent)
+				e.queue.lost([]shoal.TaskKey{key}, agent, inUnseen)
 			}
 		})
 	}
@@ -167,7 +167,7 @@ func (e *Engine) afterCommit(tx *store.Tx, r *row, c change, eff effects) error 
 		})
 	}
 	if eff&doQueue != 0 {
-		tx.AfterCommit(func() { e.Ready(agent) })
+		tx.AfterCommit(func() { e.queue.add(agent) })
 	}
 	if r.role == Doing {
 		deadline := r.deadline

@@ -92,7 +92,7 @@ func reportChange(rep shoal.Report) (change, error) {
 func (e *Engine) Ready(agent shoal.AgentID) { e.queue.poke(agent) }
 
 // Lost says that the worker which held these tasks is gone. It returns at once.
-func (e *Engine) Lost(keys []shoal.TaskKey, agent shoal.AgentID) { e.queue.lost(keys, agent) }
+func (e *Engine) Lost(keys []shoal.TaskKey, agent shoal.AgentID) { e.queue.lost(keys, agent, inLost) }
 
 // queue tells the dispatcher what to look at: agents with waiting tasks and tasks whose
 // worker was lost. The truth is in the database; this is only a hint where to look.
@@ -107,6 +107,7 @@ type queue struct {
 type lostTask struct {
 	key   shoal.TaskKey
 	agent shoal.AgentID
+	how   inputKind // inLost or inUnseen
 }
 
 func newQueue() *queue {
@@ -141,10 +142,10 @@ func (q *queue) poke(agent shoal.AgentID) {
 	}
 }
 
-func (q *queue) lost(keys []shoal.TaskKey, agent shoal.AgentID) {
+func (q *queue) lost(keys []shoal.TaskKey, agent shoal.AgentID, how inputKind) {
 	q.mu.Lock()
 	for _, k := range keys {
-		q.gone = append(q.gone, lostTask{k, agent})
+		q.gone = append(q.gone, lostTask{k, agent, how})
 	}
 	q.mu.Unlock()
 	q.signal()
@@ -210,16 +211,21 @@ func (e *Engine) startWaiting(ctx context.Context, agent shoal.AgentID) {
 			if err != nil {
 				return err
 			}
+			full := map[string]bool{} // skills without a slot: a slot that comes now is for the oldest
 			for _, key := range keys {
 				tried++
 				r, err := loadRow(tx, Doing, key)
 				if err != nil {
 					return err
 				}
+				if full[r.skill] {
+					continue
+				}
 				ok, err := e.tryStart(tx, &r)
 				if err != nil {
 					return err
 				}
+				full[r.skill] = !ok
 				if ok {
 					started++
 				}
@@ -274,7 +280,7 @@ func (e *Engine) settleLost(ctx context.Context, g lostTask) {
 		if err != nil {
 			return err
 		}
-		return e.apply(tx, &r, change{in: input{kind: inLost, idempotent: skills(r.skill)}})
+		return e.apply(tx, &r, change{in: input{kind: g.how, idempotent: skills(r.skill)}})
 	})
 	if err == nil || errors.Is(err, ErrTerminal) || errors.Is(err, ErrIllegal) || isNotFound(err) {
 		return

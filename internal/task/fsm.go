@@ -22,6 +22,7 @@ const (
 	inStart       inputKind = iota // Doing: a slot was reserved
 	inReport                       // Doing: the worker says state ("" = artifacts only)
 	inLost                         // Doing: the worker is gone
+	inUnseen                       // Doing: the worker was gone before it could see the reply
 	inDeadline                     // Doing: time is up
 	inCancel                       // Asked: the user cancels. Doing: the asker's cancel arrived
 	inReply                        // Asked: the user replies. Doing: the reply arrived
@@ -69,6 +70,12 @@ func step(m machine, in input) (machine, effects, error) {
 		return report(m, in.state)
 	case inLost:
 		return lost(m, in.idempotent)
+	case inUnseen:
+		if m.role != Doing || !m.held || m.state != a2a.TaskStateWorking {
+			return m, 0, ErrIllegal
+		}
+		m.held, m.queued = false, true
+		return m, doQueue, nil
 	case inDeadline:
 		return timeUp(m)
 	case inCancel:
@@ -196,17 +203,8 @@ func heard(m machine, to a2a.TaskState) (machine, effects, error) {
 	}
 	switch {
 	case to == a2a.TaskStateUnspecified:
-		if m.state == a2a.TaskStateSubmitted {
-			return m, 0, ErrIllegal
-		}
 		return m, doRecord, nil
-	case to == a2a.TaskStateWorking:
-		m.state = to
-		return m, doRecord, nil
-	case interrupted(to):
-		if m.state == a2a.TaskStateSubmitted {
-			return m, 0, ErrIllegal // it has to start first
-		}
+	case to == a2a.TaskStateWorking || interrupted(to):
 		m.state = to
 		return m, doRecord, nil
 	case to.Terminal():

@@ -58,7 +58,7 @@ func (e *Engine) recover(ctx context.Context) error {
 		case r.role == Doing && r.queued:
 			e.queue.add(r.doer)
 		case r.role == Doing && r.held:
-			e.queue.lost([]shoal.TaskKey{r.key}, r.doer)
+			e.queue.lost([]shoal.TaskKey{r.key}, r.doer, inLost)
 		}
 		if err != nil {
 			return err
