@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -53,6 +54,7 @@ type RingOptions struct {
 type Ring struct {
 	dir  string
 	seal *seal // nil: in the clear
+	work int   // log2 of scrypt's N for a new seal
 	node Key
 
 	mu   sync.RWMutex
@@ -72,7 +74,7 @@ func OpenRing(dir string, opts RingOptions) (*Ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Ring{dir: dir, keys: make(map[shoal.AgentID]Key)}
+	r := &Ring{dir: dir, work: cmp.Or(opts.WorkFactor, defaultWork), keys: make(map[shoal.AgentID]Key)}
 	if err := r.openSeal(opts, names); err != nil {
 		return nil, err
 	}
@@ -164,7 +166,7 @@ func (r *Ring) ChangePassphrase(passphrase []byte) error {
 	if r.seal == nil || len(passphrase) == 0 {
 		return ErrPassphrase.With("%s is not sealed, or the new passphrase is empty", r.dir)
 	}
-	file, err := r.seal.file(passphrase, defaultWork)
+	file, err := r.seal.file(passphrase, r.work)
 	if err != nil {
 		return fmt.Errorf("seal keys: %w", err)
 	}
@@ -195,11 +197,7 @@ func (r *Ring) openSeal(opts RingOptions, names []string) error {
 			return ErrKeyMissing.With("%s, which unseals %s", path, name)
 		}
 	}
-	work := opts.WorkFactor
-	if work == 0 {
-		work = defaultWork
-	}
-	s, file, err := newSeal(opts.Passphrase, work)
+	s, file, err := newSeal(opts.Passphrase, r.work)
 	if err != nil {
 		return fmt.Errorf("seal keys: %w", err)
 	}
