@@ -131,7 +131,7 @@ func Run(ctx context.Context, cfg Config, h HandlerFunc) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case err != nil && lasting(err) && !attached:
+		case lasting(err) && !attached, removed(err):
 			return err
 		case attached:
 			delay = firstRetry
@@ -141,6 +141,13 @@ func Run(ctx context.Context, cfg Config, h HandlerFunc) error {
 			return nil
 		}
 	}
+}
+
+// removed reports whether somebody removed the agent: attaching again would make a new
+// one of the same name.
+func removed(err error) bool {
+	e := shoal.AsError(err)
+	return e != nil && e.Reason == "agent_removed"
 }
 
 // pause waits for d; it returns false if ctx ended first.

@@ -39,7 +39,7 @@ var kindOfCode = map[connect.Code]shoal.Kind{
 	connect.CodeAlreadyExists:      shoal.Conflict,
 	connect.CodeFailedPrecondition: shoal.Conflict,
 	connect.CodeAborted:            shoal.Conflict,
-	connect.CodeResourceExhausted:  shoal.Exhausted,
+	connect.CodeResourceExhausted:  shoal.Invalid, // the RPC library: the message is too large
 	connect.CodeUnavailable:        shoal.Unavailable,
 	connect.CodeDeadlineExceeded:   shoal.Timeout,
 	connect.CodeDataLoss:           shoal.Corrupt,
@@ -106,6 +106,9 @@ func errorInfo(ce *connect.Error) *shoalv1.ErrorInfo {
 
 // lasting reports whether trying the same call again cannot help.
 func lasting(err error) bool {
+	if err == nil {
+		return false
+	}
 	switch shoal.KindOf(err) {
 	case shoal.Invalid, shoal.NotFound, shoal.Denied, shoal.Unauthenticated, shoal.Conflict, shoal.Unsupported:
 		return true

@@ -111,7 +111,7 @@ func (r *runner) session(ctx context.Context) (attached bool, err error) {
 func (r *runner) attachRequest() *shoalv1.AttachRequest {
 	return &shoalv1.AttachRequest{
 		Agent: r.cfg.Name, Description: r.cfg.Description, Skills: pbSkills(r.cfg.Skills),
-		Concurrency: uint32(r.cfg.Concurrency),             
+		Concurrency: uint32(r.cfg.Concurrency),
 		HeartbeatMs: uint32(r.cfg.Heartbeat.Milliseconds()),
 		Ephemeral:   r.cfg.Ephemeral,
 	}
@@ -245,7 +245,7 @@ func (s *session) finish(ctx context.Context, t *Task, err error) {
 		return // the daemon knows that the session is gone, or will
 	case err == nil:
 		err = s.deliver(t, report{state: a2a.TaskStateCompleted, artifacts: answer})
-		if shoal.KindOf(err) == shoal.Invalid && err != nil {
+		if err != nil && shoal.KindOf(err) == shoal.Invalid {
 			// Too large, or not encodable: the asker must hear of it.
 			s.cfg.Log.Warn("answer refused", "task", t.ID, "err", err)
 			err = s.deliver(t, report{state: a2a.TaskStateFailed, err: err})

@@ -16,9 +16,9 @@ const (
 	// AnswerID is the id and name of the artifact that holds the text written to a [Writer].
 	AnswerID = "answer"
 
-	// maxAnswer bounds the text kept in memory. What a task may carry is less, and the
-	// daemon's to say.
-	maxAnswer = 8 << 20
+	// maxAnswer leaves room for the rest of a report in the envelope that carries it, so
+	// that a handler hears at once what the daemon would say in the end.
+	maxAnswer = shoal.MaxBody - 16<<10
 )
 
 // Writer takes a handler's answer. Text is streamed as it is written; pieces that are
@@ -45,7 +45,7 @@ func newWriter(s *session, t *Task) *Writer {
 
 // Write adds text in UTF-8 to the answer; a character may be split between two calls,
 // and bytes that are no UTF-8 become U+FFFD. It does not wait for the connection. It
-// fails with reason answer_too_large above 8 MiB, and with task_finished too late.
+// fails with reason answer_too_large above 240 KiB, and with task_finished too late.
 func (w *Writer) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	err := w.add(p)
