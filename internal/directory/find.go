@@ -2,7 +2,6 @@ package directory
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"slices"
 	"strings"
@@ -236,8 +235,8 @@ func (d *Directory) accept(ctx context.Context, raw []byte, from shoal.NodeID, w
 	if len(raw) > MaxCard {
 		return nil, ErrBadCard.With("%d bytes are more than %d", len(raw), MaxCard)
 	}
-	digest := sha256.Sum256(raw)
-	if c, ok := d.known.again(digest, from, now); ok {
+	sum := digestOf(raw)
+	if c, ok := d.known.again(sum, from, now); ok {
 		if want != "" && c.Agent != want {
 			return nil, ErrWrongAgent.With("%s", c.Agent)
 		}
@@ -259,12 +258,12 @@ func (d *Directory) accept(ctx context.Context, raw []byte, from shoal.NodeID, w
 		return nil, err
 	}
 	if pinned {
-		if err := newer(c.Seq, digest, seq, old); err != nil {
+		if err := newer(c.Seq, sum, seq, old); err != nil {
 			d.noteConflict(c, from, err)
 			return nil, err
 		}
 	}
-	if err := d.known.adopt(c, digest, from, true); err != nil {
+	if err := d.known.adopt(c, sum, from, true); err != nil {
 		d.noteConflict(c, from, err)
 		return nil, err
 	}

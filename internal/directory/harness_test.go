@@ -104,7 +104,8 @@ func (n *node) start() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { serve(ctx, n.t, n.mesh, dir.ServeConn) })
+	l := listen(n.t, n.mesh)
+	wg.Go(func() { serve(ctx, l, dir.ServeConn) })
 	wg.Go(func() { _ = n.mesh.Run(ctx) })
 	wg.Go(func() {
 		if err := dir.Run(ctx); !errors.Is(err, context.Canceled) {
@@ -121,13 +122,17 @@ func (n *node) restart() {
 	settleDown()
 }
 
-// serve hands each connection for cards to handle until ctx ends.
-func serve(ctx context.Context, t testing.TB, m *meshtest.Mesh, handle func(context.Context, net.Conn)) {
+func listen(t testing.TB, m *meshtest.Mesh) net.Listener {
+	t.Helper()
 	l, err := m.Listen(Protocol)
 	if err != nil {
-		t.Error(err)
-		return
+		t.Fatal(err)
 	}
+	return l
+}
+
+// serve hands each connection for cards to handle until ctx ends.
+func serve(ctx context.Context, l net.Listener, handle func(context.Context, net.Conn)) {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	var wg sync.WaitGroup

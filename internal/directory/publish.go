@@ -2,6 +2,7 @@ package directory
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/a2aproject/a2a-go/v2/a2a"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoalmesh/shoal"
@@ -238,12 +240,10 @@ func (d *Directory) makeCard(spec shoal.AgentSpec, key identity.Key, seq uint64,
 		Seq: seq, NotBefore: now, NotAfter: now.Add(d.cfg.TTL),
 		Node: d.cfg.Node, Network: d.cfg.Network, Withdrawn: withdraw,
 	}
-	raw, err := identity.SignCard(newCard(spec, p), key)
+	unsigned := newCard(spec, p)
+	raw, err := identity.SignCard(unsigned, key)
 	if err != nil {
-		return nil, fmt.Errorf("sign card of %s: %w", spec.ID, err)
-	}
-	if len(raw) > MaxCard {
-		return nil, errTooLarge.With("%d bytes, at most %d", len(raw), MaxCard)
+		return nil, signError(unsigned, err)
 	}
 	card, err := openCard(raw, d.cfg.Network, now) // what others would refuse is not published
 	if err != nil {
@@ -258,6 +258,15 @@ func (d *Directory) makeCard(spec shoal.AgentSpec, key identity.Key, seq uint64,
 	h := &hosted{spec: spec, record: record}
 	h.setCard(card)
 	return h, nil
+}
+
+// signError says why a card could not be signed; by far the most likely reason is its size.
+func signError(card *a2a.AgentCard, err error) error {
+	const signature = 320 // bytes that signing adds, about
+	if text, jsonErr := json.Marshal(card); jsonErr == nil && len(text) > MaxCard-signature {
+		return errTooLarge.With("about %d bytes, at most %d", len(text)+signature, MaxCard)
+	}
+	return errBadSpec.Because(err)
 }
 
 // checkSpec returns spec with the gaps filled that A2A does not allow, or what is wrong.

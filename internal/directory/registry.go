@@ -25,16 +25,21 @@ type registry struct {
 
 	mu      sync.Mutex
 	agents  map[shoal.AgentID]*entry
-	digests map[[sha256.Size]byte]*entry // of the raw bytes: a known card is not verified again
+	digests map[digest]*entry // of the raw bytes: a known card is not verified again
 	skills  map[string]map[shoal.AgentID]*entry
 	recent  *list.List // of *entry, most recently used first
 	bytes   int
 	unsaved map[shoal.AgentID]*Card
 }
 
+// digest is the SHA-256 of a card's bytes as received.
+type digest [sha256.Size]byte
+
+func digestOf(raw []byte) digest { return sha256.Sum256(raw) }
+
 type entry struct {
 	card   *Card
-	digest [sha256.Size]byte
+	digest digest
 	heard  time.Time // when the host itself last served it; zero if it did not when asked
 	doubt  bool      // the host was asked and left it out
 	place  *list.Element
@@ -44,7 +49,7 @@ func newRegistry(maxCards int) *registry {
 	return &registry{
 		max:     maxCards,
 		agents:  map[shoal.AgentID]*entry{},
-		digests: map[[sha256.Size]byte]*entry{},
+		digests: map[digest]*entry{},
 		skills:  map[string]map[shoal.AgentID]*entry{},
 		recent:  list.New(),
 		unsaved: map[shoal.AgentID]*Card{},
@@ -65,10 +70,10 @@ func (r *registry) get(id shoal.AgentID) (c *Card, doubt, ok bool) {
 
 // again returns the known card with these very bytes, if it is the newest of its agent.
 // from is the node that served them.
-func (r *registry) again(digest [sha256.Size]byte, from shoal.NodeID, now time.Time) (*Card, bool) {
+func (r *registry) again(sum digest, from shoal.NodeID, now time.Time) (*Card, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	e, ok := r.digests[digest]
+	e, ok := r.digests[sum]
 	if !ok {
 		return nil, false
 	}
@@ -90,23 +95,23 @@ func (r *registry) pinned(id shoal.AgentID) (*Card, bool) {
 // adopt makes c the newest card of its agent. It returns [ErrStale] or [ErrConflict] if
 // it is not; of two cards with one sequence number the first stays, so an agent that
 // signs two cannot show them to one node.
-func (r *registry) adopt(c *Card, digest [sha256.Size]byte, from shoal.NodeID, save bool) error {
+func (r *registry) adopt(c *Card, sum digest, from shoal.NodeID, save bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if old, ok := r.agents[c.Agent]; ok {
-		if err := newer(c.Seq, digest, old.card.Seq, old.digest); err != nil {
+		if err := newer(c.Seq, sum, old.card.Seq, old.digest); err != nil {
 			return err
 		}
-		if old.digest == digest {
+		if old.digest == sum {
 			old.hear(from, c.VerifiedAt)
 			return nil
 		}
 		r.drop(old)
 	}
-	e := &entry{card: c, digest: digest}
+	e := &entry{card: c, digest: sum}
 	e.hear(from, c.VerifiedAt)
 	e.place = r.recent.PushFront(e)
-	r.agents[c.Agent], r.digests[digest] = e, e
+	r.agents[c.Agent], r.digests[sum] = e, e
 	r.bytes += len(c.Raw)
 	for _, s := range c.Skills {
 		if r.skills[s.ID] == nil {
@@ -122,11 +127,11 @@ func (r *registry) adopt(c *Card, digest [sha256.Size]byte, from shoal.NodeID, s
 }
 
 // newer decides between a card and the one known before.
-func newer(seq uint64, digest [sha256.Size]byte, oldSeq uint64, old [sha256.Size]byte) error {
+func newer(seq uint64, sum digest, oldSeq uint64, old digest) error {
 	switch {
 	case seq < oldSeq:
 		return ErrStale.With("sequence number %d, known is %d", seq, oldSeq)
-	case seq == oldSeq && digest != old:
+	case seq == oldSeq && sum != old:
 		return ErrConflict.With("%d", seq)
 	}
 	return nil
@@ -268,11 +273,12 @@ func (r *registry) these(ids []shoal.AgentID, skill string, now time.Time, limit
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	out := make([]Card, 0, min(limit, len(ids)))
+	offering := r.skills[skill]
 	for _, id := range ids {
 		if len(out) == limit {
 			break
 		}
-		if e, ok := r.skills[skill][id]; ok && !e.doubt && e.card.alive(now) {
+		if e, ok := offering[id]; ok && !e.doubt && e.card.alive(now) {
 			out = append(out, *e.card)
 		}
 	}
@@ -306,6 +312,9 @@ func byName(a, b Card) int {
 
 // contains reports whether every word occurs in what the card says about the agent.
 func (c *Card) contains(words []string) bool {
+	if len(words) == 0 {
+		return true
+	}
 	var b strings.Builder
 	add := func(s string) { b.WriteString(s); b.WriteByte('\n') }
 	add(c.Name)

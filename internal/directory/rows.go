@@ -2,7 +2,6 @@ package directory
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -92,21 +91,21 @@ func damaged(what string, err error) error {
 
 // pin returns the sequence number and bytes' hash of the newest card of id ever seen,
 // from memory or from the database.
-func (d *Directory) pin(ctx context.Context, id shoal.AgentID) (seq uint64, digest [sha256.Size]byte, found bool, err error) {
+func (d *Directory) pin(ctx context.Context, id shoal.AgentID) (seq uint64, sum digest, found bool, err error) {
 	if c, ok := d.known.pinned(id); ok {
-		return c.Seq, sha256.Sum256(c.Raw), true, nil
+		return c.Seq, digestOf(c.Raw), true, nil
 	}
 	err = d.db.View(ctx, func(tx *store.Tx) error {
 		var n int64
 		var raw []byte
 		found, err = tx.One(`SELECT seq, raw FROM directory_known WHERE did = ?`, []any{string(id)}, &n, &raw)
-		seq, digest = uint64(n), sha256.Sum256(raw)
+		seq, sum = uint64(n), digestOf(raw)
 		return err
 	})
 	if err != nil {
-		return 0, digest, false, fmt.Errorf("look up what is known of %s: %w", id, err)
+		return 0, sum, false, fmt.Errorf("look up what is known of %s: %w", id, err)
 	}
-	return seq, digest, found, nil
+	return seq, sum, found, nil
 }
 
 // runKeeper fills the memory with the cards of the last run, then writes down new ones
@@ -225,7 +224,7 @@ func (d *Directory) reload(raw []byte) {
 		return // expired, or not what was written; the row stays as a pin
 	}
 	c.VerifiedAt = c.NotBefore // nobody has confirmed it in this run
-	if err := d.known.adopt(&c, sha256.Sum256(raw), "", false); err != nil {
+	if err := d.known.adopt(&c, digestOf(raw), "", false); err != nil {
 		d.log.Debug("known card not loaded", "agent", c.Agent, "err", err)
 	}
 }
