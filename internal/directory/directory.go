@@ -131,7 +131,7 @@ type Directory struct {
 
 	publishing chan struct{} // wakes Run to look at the due times; capacity 1
 	flushing   chan struct{} // wakes Run to write newly known cards; capacity 1
-	warming    chan string   // capabilities to be asked for again behind an answer
+	warming    chan string   // capabilities and agents to be asked for again behind an answer
 
 	signMu sync.Mutex // one signing at a time, so sequence numbers only grow
 
@@ -179,7 +179,7 @@ func (d *Directory) Run(ctx context.Context) error {
 // PeerUp notes that a node has just become connected. It publishes what could not be
 // published before, does not block and does no I/O itself.
 func (d *Directory) PeerUp(id shoal.NodeID) {
-	now := time.Now()
+	now := wallNow()
 	d.mu.Lock()
 	d.peers.add(id)
 	for _, h := range d.local {
@@ -188,6 +188,34 @@ func (d *Directory) PeerUp(id shoal.NodeID) {
 	d.mu.Unlock()
 	wake(d.publishing)
 }
+
+// Stats are counts for health and metrics.
+type Stats struct {
+	Hosted    int // agents of this node, without withdrawn ones
+	Published int // of these, on the mesh as far as we know
+	Known     int // cards of other nodes' agents in memory
+}
+
+// Stats returns the counts of now.
+func (d *Directory) Stats() Stats {
+	s := Stats{Known: d.known.len()}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, h := range d.local {
+		if h.card.withdrawn {
+			continue
+		}
+		s.Hosted++
+		if h.peers > 0 {
+			s.Published++
+		}
+	}
+	return s
+}
+
+// wallNow is the time without the monotonic clock, which stands still while a laptop
+// sleeps: what is due by the calendar is due when it wakes.
+func wallNow() time.Time { return time.Now().Round(0) }
 
 func wake(ch chan struct{}) {
 	select {

@@ -1,7 +1,9 @@
 package directory
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,11 +14,11 @@ import (
 
 func TestPublishedAgentsAreFoundByAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := meshtest.New(1)
+		mesh := meshtest.New(1)
 		var nodes []*node
 		var want []string
 		for i := range 12 {
-			n := newNode(t, net, nodeName(i))
+			n := newNode(t, mesh, nodeName(i))
 			name := fmt.Sprintf("ocr-%02d", i)
 			n.agent(name, "ocr", fmt.Sprintf("only-%02d", i))
 			nodes, want = append(nodes, n), append(want, name)
@@ -41,8 +43,8 @@ func TestPublishedAgentsAreFoundByAll(t *testing.T) {
 
 func TestFindByText(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := meshtest.New(1)
-		a, b := newNode(t, net, "a"), newNode(t, net, "b")
+		mesh := meshtest.New(1)
+		a, b := newNode(t, mesh, "a"), newNode(t, mesh, "b")
 		a.agent("Reader", "ocr", "translate")
 		a.agent("Writer", "poem")
 		settleDown()
@@ -67,8 +69,8 @@ func TestFindByText(t *testing.T) {
 
 func TestMeshOfTwoFindsItselfAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := meshtest.New(1)
-		a, b := newNode(t, net, "a"), newNode(t, net, "b")
+		mesh := meshtest.New(1)
+		a, b := newNode(t, mesh, "a"), newNode(t, mesh, "b")
 		id := a.agent("echo", "echo")
 		synctest.Wait() // no time passes
 		wantNames(t, "find", b.find("echo", false), "echo")
@@ -80,15 +82,15 @@ func TestMeshOfTwoFindsItselfAtOnce(t *testing.T) {
 
 func TestLateJoinerFindsWhatExists(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := meshtest.New(1)
-		a := newNode(t, net, "a")
+		mesh := meshtest.New(1)
+		a := newNode(t, mesh, "a")
 		a.agent("echo", "echo") // alone: cannot be published yet
 		time.Sleep(37 * time.Minute)
-		b := newNode(t, net, "b")
+		b := newNode(t, mesh, "b")
 		settleDown()
 		wantNames(t, "the first peer", b.find("echo", false), "echo")
 		time.Sleep(30 * time.Hour)
-		c := newNode(t, net, "c")
+		c := newNode(t, mesh, "c")
 		synctest.Wait()
 		wantNames(t, "a late joiner", c.find("echo", false), "echo")
 		wantNames(t, "the first peer, later", b.find("echo", false), "echo")
@@ -97,8 +99,8 @@ func TestLateJoinerFindsWhatExists(t *testing.T) {
 
 func TestRestartedNodeGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := meshtest.New(1)
-		a, b := newNode(t, net, "a"), newNode(t, net, "b")
+		mesh := meshtest.New(1)
+		a, b := newNode(t, mesh, "a"), newNode(t, mesh, "b")
 		id := a.agent("echo", "echo")
 		settleDown()
 		wantNames(t, "before", b.find("echo", false), "echo")
@@ -130,8 +132,8 @@ func TestRestartedNodeGoesOn(t *testing.T) {
 
 func TestRestartedAgentsAreFoundAgainAfterAllNodesRestarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := meshtest.New(1)
-		a, b, c := newNode(t, net, "a"), newNode(t, net, "b"), newNode(t, net, "c")
+		mesh := meshtest.New(1)
+		a, b, c := newNode(t, mesh, "a"), newNode(t, mesh, "b"), newNode(t, mesh, "c")
 		a.agent("echo", "echo")
 		settleDown()
 		for _, n := range []*node{a, b, c} {
@@ -150,8 +152,8 @@ func TestRestartedAgentsAreFoundAgainAfterAllNodesRestarted(t *testing.T) {
 
 func TestWithdrawnAgentIsGoneForAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := meshtest.New(1)
-		a, b, c := newNode(t, net, "a"), newNode(t, net, "b"), newNode(t, net, "c")
+		mesh := meshtest.New(1)
+		a, b, c := newNode(t, mesh, "a"), newNode(t, mesh, "b"), newNode(t, mesh, "c")
 		id := a.agent("echo", "echo")
 		a.agent("other", "echo")
 		settleDown()
@@ -172,7 +174,7 @@ func TestWithdrawnAgentIsGoneForAll(t *testing.T) {
 			wantErr(t, "resolve", err, ErrWithdrawn)
 		}
 		a.stop() // the tombstone is in the DHT
-		d := newNode(t, net, "d")
+		d := newNode(t, mesh, "d")
 		_, err := d.dir.Resolve(t.Context(), id, false)
 		wantErr(t, "late joiner's resolve", err, ErrWithdrawn)
 
@@ -188,8 +190,8 @@ func TestWithdrawnAgentIsGoneForAll(t *testing.T) {
 
 func TestCardsExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := meshtest.New(1)
-		a, b := newNode(t, net, "a"), newNode(t, net, "b")
+		mesh := meshtest.New(1)
+		a, b := newNode(t, mesh, "a"), newNode(t, mesh, "b")
 		id := a.agent("echo", "echo")
 		settleDown()
 		time.Sleep(50 * time.Hour) // refreshed meanwhile
@@ -222,11 +224,11 @@ func TestCardsExpire(t *testing.T) {
 
 func TestFindIsCachedThenWarm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := meshtest.New(1)
-		a, b := newNode(t, net, "a"), newNode(t, net, "b")
+		mesh := meshtest.New(1)
+		a, b := newNode(t, mesh, "a"), newNode(t, mesh, "b")
 		a.agent("one", "echo")
 		settleDown()
-		net.SetLatency(100 * time.Millisecond)
+		mesh.SetLatency(100 * time.Millisecond)
 		took := func() time.Duration {
 			start := time.Now()
 			b.find("echo", false)
@@ -258,8 +260,8 @@ func TestFindIsCachedThenWarm(t *testing.T) {
 
 func TestAgentMovesToAnotherNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := meshtest.New(1)
-		a, b, c := newNode(t, net, "a"), newNode(t, net, "b"), newNode(t, net, "c")
+		mesh := meshtest.New(1)
+		a, b, c := newNode(t, mesh, "a"), newNode(t, mesh, "b"), newNode(t, mesh, "c")
 		id := a.agent("echo", "echo")
 		settleDown()
 		if host, err := c.dir.Host(t.Context(), id); err != nil || host != a.key.Node() {
@@ -283,8 +285,8 @@ func TestAgentMovesToAnotherNode(t *testing.T) {
 
 func TestHostOfNodesOwnAgentNeedsNoCard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := meshtest.New(1)
-		a, b := newNode(t, net, "a"), newNode(t, net, "b")
+		mesh := meshtest.New(1)
+		a, b := newNode(t, mesh, "a"), newNode(t, mesh, "b")
 		if host, err := b.dir.Host(t.Context(), a.key.Agent()); err != nil || host != a.key.Node() {
 			t.Errorf("host %s, %v", host, err)
 		}
@@ -305,8 +307,8 @@ func TestHostOfNodesOwnAgentNeedsNoCard(t *testing.T) {
 
 func TestRefusedPublisherGoesAbove(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := meshtest.New(1)
-		a, b := newNode(t, net, "a"), newNode(t, net, "b")
+		mesh := meshtest.New(1)
+		a, b := newNode(t, mesh, "a"), newNode(t, mesh, "b")
 		id := a.agent("echo", "echo")
 		settleDown()
 		// What the agent published before its node was restored from a backup.
@@ -322,6 +324,61 @@ func TestRefusedPublisherGoesAbove(t *testing.T) {
 		got, err := b.dir.Resolve(t.Context(), id, true)
 		if err != nil || got.Seq <= ahead || got.Name != "echo" {
 			t.Errorf("got %s seq %d, %v; want more than %d", got.Name, got.Seq, err, ahead)
+		}
+	})
+}
+
+func TestDeadNodeDelaysOnlyTheFirstFind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mesh := meshtest.New(1)
+		a, b := newNode(t, mesh, "a"), newNode(t, mesh, "b")
+		a.agent("echo", "echo")
+		settleDown()
+		liar(t, mesh, "dead", "echo", func(ctx context.Context, c net.Conn) { <-ctx.Done(); c.Close() })
+		took := func(fresh bool) time.Duration {
+			time.Sleep(31 * time.Second)
+			b.dir.finds.put("echo", time.Now(), nil) // forget the answer
+			start := time.Now()
+			wantNames(t, "find", b.find("echo", fresh), "echo")
+			return time.Since(start)
+		}
+		if d := took(false); d != b.dir.cfg.NodeTimeout {
+			t.Errorf("the first find took %s", d)
+		}
+		if d := took(false); d != 0 {
+			t.Errorf("the second find took %s", d)
+		}
+		if d := took(true); d != b.dir.cfg.NodeTimeout {
+			t.Errorf("a fresh find took %s, it should ask the dead node again", d)
+		}
+	})
+}
+
+func TestMovedAgentIsFollowedBehindTheAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mesh := meshtest.New(1)
+		a, b, c := newNode(t, mesh, "a"), newNode(t, mesh, "b"), newNode(t, mesh, "c")
+		id := a.agent("echo", "echo")
+		settleDown()
+		if _, err := c.dir.Resolve(t.Context(), id, false); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.dir.Withdraw(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		b.agent("echo", "echo")
+		settleDown()
+		time.Sleep(2 * time.Hour)
+		if host, _ := c.dir.Host(t.Context(), id); host != a.key.Node() {
+			t.Errorf("the first answer is %s, want the host that is known", host)
+		}
+		synctest.Wait()
+		if host, _ := c.dir.Host(t.Context(), id); host != b.key.Node() {
+			t.Errorf("the second answer is %s, want the new host", host)
+		}
+		if got, want := b.dir.Stats(), (Stats{Hosted: 1, Published: 1}); got != want {
+			t.Errorf("stats %+v, want %+v", got, want)
 		}
 	})
 }

@@ -35,7 +35,7 @@ type Query struct {
 // Find returns agents that match q, those whose hosts answered first, then by name.
 //
 // By capability it asks the nodes that announce it, at most 64 at once, and each gets
-// NodeTimeout. The answer is given again for CacheFor; after that, for WarmFor, it is
+// NodeTimeout; one that was silent a minute ago is asked only if q.Fresh. The answer is given again for CacheFor; after that, for WarmFor, it is
 // made from the cards known while the mesh is asked behind it. An empty answer is
 // never remembered. By text alone it looks through the cards already known and asks
 // nobody. Agents hosted here are included.
@@ -104,7 +104,11 @@ func (d *Directory) findCapability(ctx context.Context, capability string, fresh
 			}
 		}
 	}
-	err := d.finds.once(ctx, capability, func() error { return d.askMesh(ctx, capability) })
+	key := capability
+	if fresh {
+		key += " fresh"
+	}
+	err := d.finds.once(ctx, key, func() error { return d.askMesh(ctx, capability, fresh) })
 	if err != nil {
 		return nil, err
 	}
@@ -116,26 +120,32 @@ func (d *Directory) fromKnown(capability string, now time.Time) []Card {
 	return d.known.withSkill(capability, now, now.Add(-d.cfg.CacheFor-d.cfg.WarmFor))
 }
 
-// warm has the mesh asked for a capability behind an answer, unless many wait already.
-func (d *Directory) warm(capability string) {
-	if !d.finds.mark(capability) {
+// warm has the mesh asked behind an answer for a capability, or for an agent by its id,
+// unless many wait already.
+func (d *Directory) warm(what string) {
+	if !d.finds.mark(what) {
 		return
 	}
 	select {
-	case d.warming <- capability:
+	case d.warming <- what:
 	default:
-		d.finds.unmark(capability)
+		d.finds.unmark(what)
 	}
 }
 
 func (d *Directory) runWarmer(ctx context.Context) error {
 	for {
 		select {
-		case capability := <-d.warming:
-			d.finds.unmark(capability)
-			err := d.finds.once(ctx, capability, func() error { return d.askMesh(ctx, capability) })
+		case what := <-d.warming:
+			d.finds.unmark(what)
+			err := d.finds.once(ctx, what, func() error {
+				if id, err := shoal.ParseAgentID(what); err == nil {
+					return d.seek(ctx, id, false)
+				}
+				return d.askMesh(ctx, what, false)
+			})
 			if err != nil && ctx.Err() == nil {
-				d.log.Debug("capability not asked for again", "capability", capability, "err", err)
+				d.log.Debug("not asked for again", "what", what, "err", err)
 			}
 		case <-ctx.Done():
 			return ctx.Err()
@@ -146,9 +156,12 @@ func (d *Directory) runWarmer(ctx context.Context) error {
 // askMesh asks for a capability: at once the nodes whose cards are known to have it,
 // and those that the DHT names as soon as it does. If both are none it asks nodes that
 // are connected, so that a mesh of two finds itself before its DHT has settled.
-func (d *Directory) askMesh(ctx context.Context, capability string) error {
+func (d *Directory) askMesh(ctx context.Context, capability string, fresh bool) error {
 	start := time.Now()
-	r := &round{d: d, capability: capability, asked: map[shoal.NodeID]bool{d.cfg.Node: true}, answered: map[shoal.NodeID]bool{}}
+	r := &round{
+		d: d, capability: capability, fresh: fresh,
+		asked: map[shoal.NodeID]bool{d.cfg.Node: true}, answered: map[shoal.NodeID]bool{},
+	}
 	r.askAll(ctx, first(d.known.hosts(capability), maxHosts))
 
 	lookup, cancel := context.WithTimeout(ctx, d.cfg.LookupTimeout)
@@ -180,6 +193,7 @@ func (d *Directory) askMesh(ctx context.Context, capability string) error {
 type round struct {
 	d          *Directory
 	capability string
+	fresh      bool                  // ask silent nodes too
 	asked      map[shoal.NodeID]bool // used by the asker only
 
 	wg       sync.WaitGroup
@@ -189,11 +203,18 @@ type round struct {
 
 // askAll starts to ask those nodes that were not asked in this round.
 func (r *round) askAll(ctx context.Context, nodes []shoal.NodeID) {
+	now := time.Now()
 	for _, n := range nodes {
 		if r.asked[n] || len(r.asked) > maxNodes {
 			continue
 		}
 		r.asked[n] = true
+		if !r.fresh && r.d.isSilent(n, now) {
+			r.mu.Lock()
+			r.answered[n] = false
+			r.mu.Unlock()
+			continue
+		}
 		r.wg.Go(func() {
 			complete := r.d.askNode(ctx, n, r.capability)
 			r.mu.Lock()
@@ -206,6 +227,11 @@ func (r *round) askAll(ctx context.Context, nodes []shoal.NodeID) {
 // askNode takes in the cards of one node and reports whether it answered in full.
 func (d *Directory) askNode(ctx context.Context, node shoal.NodeID, capability string) bool {
 	raws, err := d.ask(ctx, node, &wire.CardRequest{Capability: capability})
+	if ctx.Err() == nil {
+		d.mu.Lock()
+		d.peers.heard(node, err == nil, time.Now())
+		d.mu.Unlock()
+	}
 	if err != nil {
 		d.log.Debug("node does not answer for its cards", "node", node, "err", err)
 		return false
@@ -219,6 +245,12 @@ func (d *Directory) askNode(ctx context.Context, node shoal.NodeID, capability s
 		}
 	}
 	return len(raws) < askCards
+}
+
+func (d *Directory) isSilent(node shoal.NodeID, now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.peers.isSilent(node, now)
 }
 
 // lie reports whether an honest node could not have served a card that is refused so.
@@ -272,7 +304,7 @@ func (d *Directory) accept(ctx context.Context, raw []byte, from shoal.NodeID, w
 }
 
 func (d *Directory) noteConflict(c *Card, from shoal.NodeID, err error) {
-	if errors.Is(err, ErrConflict) {
+	if errors.Is(err, ErrConflict) && d.known.sawTwin(c.Agent) {
 		d.log.Warn("an agent has signed two cards with one sequence number", "agent", c.Agent, "seq", c.Seq, "node", from)
 	}
 }

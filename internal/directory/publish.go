@@ -37,9 +37,12 @@ const (
 	// settle is the wait after a new peer before publishing again: several come at once.
 	settle = 2 * time.Second
 	// pause is the least time between two publications that new peers ask for.
-	pause    = 15 * time.Second
-	firstTry = 250 * time.Millisecond // a new peer takes a moment to enter the routing table
-	lastTry  = 5 * time.Minute
+	pause = 15 * time.Second
+	// lookEvery is how long the publisher sleeps at most; its timer stops when the
+	// machine sleeps, and cards may have expired by then.
+	lookEvery = time.Minute
+	firstTry  = 250 * time.Millisecond // a new peer takes a moment to enter the routing table
+	lastTry   = 5 * time.Minute
 )
 
 // hosted is an agent of this node.
@@ -321,7 +324,7 @@ func (d *Directory) runPublisher(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		ids, next := d.takeDue(time.Now())
+		ids, next := d.takeDue(wallNow())
 		for _, id := range ids {
 			jobs.Go(func() error {
 				d.publishOne(jobCtx, id)
@@ -343,7 +346,7 @@ func (d *Directory) runPublisher(ctx context.Context) error {
 func (d *Directory) takeDue(now time.Time) (ids []shoal.AgentID, next time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	next = d.cfg.Refresh
+	next = lookEvery
 	for id, h := range d.local {
 		switch {
 		case h.busy || h.card.withdrawn && !h.card.NotAfter.After(now):
@@ -365,7 +368,7 @@ func (d *Directory) publishOne(ctx context.Context, id shoal.AgentID) {
 	if err == nil {
 		err = d.put(ctx, id)
 	}
-	now := time.Now()
+	now := wallNow()
 	d.mu.Lock()
 	h := d.local[id]
 	h.busy = false
@@ -446,7 +449,7 @@ func (d *Directory) put(ctx context.Context, id shoal.AgentID) error {
 		return err
 	}
 	d.mu.Lock()
-	h.peers, h.published = max(1, peers), time.Now()
+	h.peers, h.published = max(1, peers), wallNow()
 	d.mu.Unlock()
 	return nil
 }
@@ -463,13 +466,14 @@ func (d *Directory) putRecord(ctx context.Context, card *Card, record []byte) er
 }
 
 // seekRival looks for a newer card of a hosted agent, which is one reason why ours was
-// refused: the database was restored from a backup, or the key is used twice.
+// refused: the database was restored from a backup, the agent's old host has a clock
+// ahead of ours, or the key is used twice.
 func (d *Directory) seekRival(ctx context.Context, ours *Card) {
 	c, err := d.fromDHT(ctx, ours.Agent)
 	if err != nil || c.Seq <= ours.Seq {
 		return
 	}
-	if c.Node != d.cfg.Node {
+	if c.Node != d.cfg.Node && !c.withdrawn {
 		d.log.Warn("another node has published a newer card of a hosted agent", "agent", c.Agent, "node", c.Node)
 		return
 	}

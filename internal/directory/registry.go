@@ -42,6 +42,7 @@ type entry struct {
 	digest digest
 	heard  time.Time // when the host itself last served it; zero if it did not when asked
 	doubt  bool      // the host was asked and left it out
+	twin   bool      // another card with the same number was seen
 	place  *list.Element
 }
 
@@ -135,6 +136,25 @@ func newer(seq uint64, sum digest, oldSeq uint64, old digest) error {
 		return ErrConflict.With("%d", seq)
 	}
 	return nil
+}
+
+// sawTwin notes that an agent has signed two cards with one number, and reports
+// whether that is news.
+func (r *registry) sawTwin(id shoal.AgentID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e, ok := r.agents[id]
+	if !ok || e.twin {
+		return false
+	}
+	e.twin = true
+	return true
+}
+
+func (r *registry) len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.agents)
 }
 
 func (e *entry) hear(from shoal.NodeID, now time.Time) {

@@ -90,9 +90,13 @@ func (d *Directory) Knows(id shoal.AgentID) (Card, bool) {
 
 // Host returns the node that an agent is reached on: the one that its card names, or,
 // as a last resort, the node with the agent's own key if that is connected or can be
-// dialled. It asks the mesh only if no card is known. Errors are those of [Directory.Resolve].
+// dialled. It waits for the mesh only if no card is known; one not confirmed within
+// Refresh is asked for behind the answer. Errors are those of [Directory.Resolve].
 func (d *Directory) Host(ctx context.Context, id shoal.AgentID) (shoal.NodeID, error) {
 	if c, ok := d.Knows(id); ok {
+		if !c.Local && time.Since(c.VerifiedAt) > d.cfg.Refresh {
+			d.warm(string(id)) // it may have moved: the next caller will know
+		}
 		return c.Node, nil
 	}
 	own := id.Node()

@@ -112,7 +112,7 @@ func (d *Directory) pin(ctx context.Context, id shoal.AgentID) (seq uint64, sum 
 // as they come and throws out old ones. Cards seen in the last moment before a crash
 // are forgotten with their pins.
 func (d *Directory) runKeeper(ctx context.Context) error {
-	if err := d.loadKnown(ctx); err != nil {
+	if err := d.loadKnown(ctx); err != nil && ctx.Err() == nil {
 		return err
 	}
 	sweep := time.NewTicker(10 * time.Minute)
