@@ -362,7 +362,7 @@ func start(t testing.TB, f *fake, change func(*Config)) *running {
 		t.Fatal(err)
 	}
 	r.addr = tcp.Addr().String()
-	r.server = New(cfg, services(f), slog.New(slog.NewTextHandler(io.Discard, nil)))
+	r.server = New(cfg, services(f), discard())
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- r.server.Run(ctx, unix, tcp) }()
@@ -456,3 +456,5 @@ func infoOf(t testing.TB, err error) *shoalv1.ErrorInfo {
 	t.Fatalf("error %v has no ErrorInfo", err)
 	return nil
 }
+
+func discard() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }

@@ -104,7 +104,7 @@ func (s *Server) socketOnly() table {
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	s.meter.refused(err)
 	ce := connectError(err)
-	isGRPC := strings.HasPrefix(strings.ToLower(r.Header.Get("Content-Type")), "application/grpc")
+	isGRPC := r.Method == http.MethodPost && strings.HasPrefix(strings.ToLower(r.Header.Get("Content-Type")), "application/grpc")
 	if isGRPC && ce.Code() == connect.CodeNotFound {
 		ce = recode(ce, connect.CodeUnimplemented) // what gRPC says of an unknown method
 	}

@@ -110,9 +110,12 @@ func (g *Guard) hostAllowed(ctx context.Context, host string) bool {
 	return slices.Contains(g.cfg.AllowedHosts, host)
 }
 
-// singleHost refuses an HTTP/2 request whose Host header disagrees with :authority;
-// net/http uses the latter and keeps the former in the header map.
+// singleHost refuses a request that names two hosts: an HTTP/2 one whose Host header, or
+// whose :path that is a whole URL, disagrees with :authority, which is what net/http uses.
 func singleHost(r *http.Request) bool {
+	if r.URL.Host != "" && r.URL.Host != r.Host {
+		return false
+	}
 	for _, h := range r.Header["Host"] {
 		if h != r.Host {
 			return false

@@ -89,6 +89,7 @@ func TestForeignHostsAndOriginsAreRefused(t *testing.T) {
 		check("host "+h, ErrHost, func(r *http.Request) { r.Host = h })
 	}
 	check("host header beside :authority", ErrHost, func(r *http.Request) { r.Header["Host"] = []string{"evil.test"} })
+	check("host in the path", ErrHost, func(r *http.Request) { r.URL.Host = "evil.test" })
 	check("no local address", ErrHost, func(r *http.Request) {
 		*r = *r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, nil))
 	})
