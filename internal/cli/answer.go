@@ -9,9 +9,9 @@ const maxHeld = 4 << 20
 // answer joins the two sources of an artifact's text, chunks that may be lost, repeated
 // or restarted and the durable whole, into one text printed once.
 type answer struct {
-	shown  strings.Builder // what was printed, a prefix of the text unless torn
-	torn   bool            // a chunk contradicted what was printed, or was lost before
-	done   bool
+	shown strings.Builder // what was printed, a prefix of the text unless torn
+	torn  bool            // a chunk contradicted what was printed, or was lost before
+	done  bool
 }
 
 // chunk returns what to print of a piece whose first byte is the text's offset-th.

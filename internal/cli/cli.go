@@ -12,7 +12,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"io"
 	"os"
 	"time"
@@ -81,10 +80,6 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	if err == nil {
 		return exitOK
-	}
-	var quiet quietError
-	if errors.As(err, &quiet) {
-		return quiet.code
 	}
 	a.report(err)
 	return exitCode(err)

@@ -43,13 +43,10 @@ func exitCode(err error) int {
 	}
 }
 
-// quietError ends a command whose outcome was printed already.
-type quietError struct{ code int }
-
-func (e quietError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
-
 // errInterrupted is what ctrl-C makes of a command that was waiting.
 var errInterrupted = shoal.NewError(shoal.Internal, "interrupted", "interrupted", "")
+
+var errTimeout = shoal.NewError(shoal.Timeout, "timeout", "no answer in time", "allow more with --timeout")
 
 // usage returns an error about what was typed.
 func usage(hint, format string, args ...any) *shoal.Error {
@@ -71,7 +68,7 @@ func apiError(ctx context.Context, err error) error {
 			return known
 		}
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return shoal.NewError(shoal.Timeout, "timeout", "no answer in time", "allow more with --timeout")
+			return errTimeout
 		}
 		return errInterrupted
 	}
@@ -85,6 +82,9 @@ func apiError(ctx context.Context, err error) error {
 		if info, ok := value.(*shoalv1.ErrorInfo); err == nil && ok {
 			return shoal.NewError(shoal.ParseKind(info.GetKind()), info.GetReason(), ce.Message(), info.GetHint())
 		}
+	}
+	if ce.Code() == connect.CodeDeadlineExceeded {
+		return errTimeout // the daemon knows our deadline, too, and may be the first to see it pass
 	}
 	return shoal.NewError(kindOfCode(ce.Code()), ce.Code().String(), ce.Message(), hintOfCode(ce.Code()))
 }
@@ -149,4 +149,3 @@ func (a *app) report(err error) {
 		fmt.Fprintf(a.err, "hint: %s\n", escapeText(e.Hint))
 	}
 }
-

@@ -287,4 +287,3 @@ Flags:
 Flags of every command:
 {{.Root.PersistentFlags.FlagUsages | trimTrailingWhitespaces}}
 `
-

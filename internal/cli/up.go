@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strconv"
 	"strings"
@@ -19,7 +20,7 @@ import (
 
 func (a *app) upCommand() *cobra.Command {
 	var o UpOptions
-	var detach bool
+	var detach, untilEOF bool
 	level := newChoice("", "debug", "info", "warn", "error")
 	c := &cobra.Command{
 		Use:   "up",
@@ -46,7 +47,13 @@ in the data directory. With -o json the first line of stdout is the ready line:
 			if detach {
 				return a.upDetached(cmd, o)
 			}
-			return a.upHere(cmd.Context(), o)
+			ctx := cmd.Context()
+			if untilEOF {
+				var stop context.CancelFunc
+				ctx, stop = a.untilEOF(ctx)
+				defer stop()
+			}
+			return a.upHere(ctx, o)
 		},
 	}
 	f := c.Flags()
@@ -60,7 +67,23 @@ in the data directory. With -o json the first line of stdout is the ready line:
 	f.StringVar(&o.PassphraseFile, "passphrase-file", "", "file with the passphrase of sealed keys")
 	f.Var(level, "log-level", "how much to log (default info)")
 	f.BoolVarP(&detach, "detach", "d", false, "go on in the background, once ready")
+	f.BoolVar(&untilEOF, "until-eof", false, "stop when stdin ends")
+	if err := f.MarkHidden("until-eof"); err != nil {
+		panic(err) // the flag is one line above
+	}
 	return c
+}
+
+// untilEOF returns a context that also ends with stdin: whoever holds the other end of
+// that pipe, such as the demo, cannot leave a daemon behind, not even when it is killed.
+func (a *app) untilEOF(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		// Nobody can wait for a read of stdin; it ends with the process at the latest.
+		_, _ = io.Copy(io.Discard, a.in)
+		cancel()
+	}()
+	return ctx, cancel
 }
 
 // checkUp refuses what can be seen to be wrong before anything starts.
