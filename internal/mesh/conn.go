@@ -10,6 +10,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/multiformats/go-multistream"
 
@@ -154,14 +155,31 @@ func (m *Mesh) Dial(ctx context.Context, id shoal.NodeID, proto string) (net.Con
 	}
 	dialing, cancel := context.WithTimeout(ctx, m.cfg.DialTimeout)
 	defer cancel()
-	if h.Network().Connectedness(p) != network.Connected {
-		forgive(h, p)
+	if err := m.approach(dialing, h, p); err != nil {
+		return nil, m.dialError(ctx, dialing, id, proto, err)
 	}
-	s, err := h.NewStream(dialing, p, protocol.ID(proto))
+	s, err := h.NewStream(network.WithNoDial(dialing, "just connected"), p, protocol.ID(proto))
 	if err != nil {
 		return nil, m.dialError(ctx, dialing, id, proto, err)
 	}
 	return &conn{Stream: s, mesh: m}, nil
+}
+
+// approach connects to p with the addresses that are known, then with those that the DHT
+// knows. It tries twice: a search that begins at p's stale address marks p as unreachable
+// before others tell where it is now, and drops it from the routing table; the second
+// search begins without it.
+func (m *Mesh) approach(ctx context.Context, h host.Host, p peer.ID) (err error) {
+	for range 2 {
+		if h.Network().Connectedness(p) == network.Connected {
+			return nil
+		}
+		forgive(h, p)
+		if err = h.Connect(ctx, peer.AddrInfo{ID: p}); err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
 }
 
 // dialError says what err of a dial means to the caller.

@@ -129,6 +129,15 @@ func (m *Mesh) Bind() error {
 	return nil
 }
 
+// BindTo is Bind on other addresses than Config.Listen says, for a caller that was told
+// [ErrPortBusy] and is content with another port.
+func (m *Mesh) BindTo(listen []string) error {
+	m.mu.Lock()
+	m.cfg.Listen = listen
+	m.mu.Unlock()
+	return m.Bind()
+}
+
 // Run keeps the node on its network until ctx ends: it connects to the bootstrap peers
 // and to all that were joined, again and again with growing pauses, and reports peers to
 // Config.OnPeer. It calls Bind if that was not done, and Close when it ends.

@@ -45,7 +45,7 @@ func start(t testing.TB, key identity.Key, change func(*Config)) *testNode {
 	if change != nil {
 		change(&cfg)
 	}
-	m, err := New(cfg, key, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	m, err := New(cfg, key, testLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,6 +63,10 @@ func start(t testing.TB, key identity.Key, change func(*Config)) *testNode {
 	n.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
 	t.Cleanup(n.stop)
 	return n
+}
+
+func testLog(t testing.TB) *slog.Logger {
+	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
 func newKey(t testing.TB) identity.Key {
@@ -126,12 +130,12 @@ func say(ctx context.Context, n *testNode, to shoal.NodeID, proto, text string) 
 	if got := c.RemoteAddr().String(); got != string(to) {
 		return "", fmt.Errorf("remote is %s, want %s", got, to)
 	}
-	if _, err := io.WriteString(c, text); err != nil {
-		return "", err
-	}
-	if err := c.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
-		return "", err
-	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { // reading at the same time: neither side buffers all of a long text
+		_, _ = io.WriteString(c, text)
+		_ = c.(interface{ CloseWrite() error }).CloseWrite()
+	})
 	b, err := io.ReadAll(c)
 	return string(b), err
 }

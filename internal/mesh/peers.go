@@ -197,8 +197,8 @@ func (m *Mesh) Ping(ctx context.Context, id shoal.NodeID) (path string, rtt time
 	}
 	pinging, cancel := context.WithTimeout(ctx, m.cfg.DialTimeout)
 	defer cancel()
-	if h.Network().Connectedness(p) != network.Connected {
-		forgive(h, p)
+	if err := m.approach(pinging, h, p); err != nil {
+		return "", 0, m.dialError(ctx, pinging, id, ping.ID, err)
 	}
 	results := ping.Ping(pinging, h, p)
 	for range pingSamples {

@@ -191,7 +191,10 @@ func (m *Mesh) replicate(ctx context.Context, d *table, key string, put func(con
 		return err
 	}
 	near, err := d.GetClosestPeers(ctx, key)
-	if len(near) == 0 {
+	switch {
+	case len(near) == 0 && ctx.Err() != nil:
+		return timedOut(ctx, "find the nearest nodes")
+	case len(near) == 0:
 		return ErrNoPeers.Because(err)
 	}
 	results := make(chan error, len(near))
