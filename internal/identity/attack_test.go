@@ -383,3 +383,21 @@ func TestLineageRefusesToMakeWhatPeersRefuse(t *testing.T) {
 	_, err = l.Rotate(k, other, testNow)
 	a.add(err, "statement %d", maxChain+1)
 }
+
+// TestLengthsDoNotWrapAround: a domain of 256 bytes has no length byte.
+func TestLengthsDoNotWrapAround(t *testing.T) {
+	k := testKey(t, 1)
+	long := strings.Repeat("d", 256)
+	forged := k.signRaw([]byte(signingPrefix + "\x00" + long + "\x04test" + "msg"))
+	a := attack(t)
+	a.add(Verify(k.Public(), Domain(long), "test", []byte("msg"), forged), "a domain of 256 bytes")
+	forged = k.signRaw([]byte(signingPrefix + "\x01d\x00" + long + "msg"))
+	a.add(Verify(k.Public(), "d", long, []byte("msg"), forged), "a network of 256 bytes")
+
+	defer func() {
+		if recover() == nil {
+			t.Error("Sign does not stop at a domain of 256 bytes")
+		}
+	}()
+	k.Sign(Domain(long), "test", nil)
+}

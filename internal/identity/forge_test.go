@@ -358,7 +358,12 @@ func recordCases(t testing.TB) (cases []recordCase) {
 	change("valid for more than a year", "bad_record", func(b *wire.RecordBody) { b.NotAfterMs = b.NotBeforeMs + 366*24*3600*1000 + 1 })
 	change("valid for ever", "bad_record", func(b *wire.RecordBody) { b.NotAfterMs = 1<<63 - 1 })
 	change("begins before 1970", "bad_record", func(b *wire.RecordBody) { b.NotBeforeMs = -1 })
+	change("begins just before 1970", "bad_record", func(b *wire.RecordBody) { b.NotBeforeMs, b.NotAfterMs = -1, 3600_000 })
 	change("begins so early that the sum overflows", "bad_record", func(b *wire.RecordBody) { b.NotBeforeMs, b.NotAfterMs = -1<<63, 1<<63-1 })
+	change("over 9 KiB in all", "bad_record", func(b *wire.RecordBody) {
+		b.Value = make([]byte, MaxRecordValue)
+		b.ProtoReflect().SetUnknown(protowire.AppendBytes(protowire.AppendTag(nil, 99, protowire.BytesType), make([]byte, 1000)))
+	})
 	change("value over 8 KiB", "bad_record", func(b *wire.RecordBody) { b.Value = make([]byte, MaxRecordValue+1) })
 
 	var outer wire.Record
@@ -546,6 +551,8 @@ func cardCases(t testing.TB) (cases []cardCase) {
 	good("a header of other order and members", forgeCard(t, k, card, `{"typ":"JOSE","jku":"https://evil.example/keys","jwk":{"kty":"OKP"},"kid":"`+string(k.Agent())+`","alg":"EdDSA"}`))
 	good("an unprotected header", once(control, `[{"protected"`, `[{"header":{"kid":"`+string(other.Agent())+`"},"protected"`))
 	good("an organisation's signature beside it", once(control, `"signatures":[`, `"signatures":[`+foreign+`,`))
+	good("256 members", forgeCard(t, k, once(card, `"seq":7`, `"seq":7`+manyMembers(252)), header(k)))
+	good("32 levels", forgeCard(t, k, once(card, `[true,null]`, strings.Repeat("[", 27)+strings.Repeat("]", 27)), header(k)))
 	good("the largest exact integer", forgeCard(t, k, once(card, `"seq":7`, `"seq":9007199254740991`), header(k)))
 
 	bad("a copy under another's DID", forgeCard(t, other, card, header(k)), "bad_signature")
@@ -566,6 +573,7 @@ func cardCases(t testing.TB) (cases []cardCase) {
 	bad("signatures is null", withSignatures(card, `null`), "bad_card")
 	bad("Signatures with a capital", once(control, `"signatures"`, `"Signatures"`), "bad_card")
 	bad("a signature's member with a capital", once(control, `"signature":`, `"Signature":`), "bad_card")
+	bad("an unknown member in a signature", once(control, `[{"protected"`, `[{"x":1,"protected"`), "bad_card")
 	bad("five signatures", withSignatures(card, `[`+strings.Repeat(foreign+`,`, 4)+sigs+`]`), "bad_card")
 	bad("two signatures by a did:key", withSignatures(card, `[`+sigs+`,`+sigs+`]`), "bad_card")
 	bad("only an organisation's signature", withSignatures(card, `[`+foreign+`]`), "bad_card")
@@ -579,6 +587,7 @@ func cardCases(t testing.TB) (cases []cardCase) {
 	bad("a number beyond a double", once(control, `0.25`, `1e999`), "bad_card")
 	bad("33 levels", forgeCard(t, k, once(card, `[true,null]`, strings.Repeat("[", 28)+strings.Repeat("]", 28)), header(k)), "bad_card")
 	bad("over 8 KiB", forgeCard(t, k, once(card, "bob", strings.Repeat("b", MaxCard)), header(k)), "bad_card")
+	bad("257 members", forgeCard(t, k, once(card, `"seq":7`, `"seq":7`+manyMembers(254)), header(k)), "bad_card")
 	bad("a null interface", forgeCard(t, k, once(card, `"supportedInterfaces":[`, `"supportedInterfaces":[null,`), header(k)), "bad_card")
 	bad("a list", "["+control+"]", "bad_card")
 
@@ -597,12 +606,25 @@ func cardCases(t testing.TB) (cases []cardCase) {
 		{"kid of small order", once(header(k), string(k.Agent()), string(shoal.AgentIDOf(make([]byte, 32))))},
 		{"kid twice", once(header(k), `"typ"`, `"kid":"`+string(other.Agent())+`","typ"`)},
 		{"kid of another key type", once(header(k), string(k.Agent()), "did:key:zQ3shokFTS3brHcDQrn82RUDfCZESWL1ZdCEJwekUDPQiYBme")},
+		{"half a surrogate pair in the header", once(header(k), `"alg"`, `"x":"\ud83d","alg"`)},
+		{"the other half in the header", once(header(k), `"alg"`, `"x":"\udc1f","alg"`)},
+		{"two first halves in the header", once(header(k), `"alg"`, `"x":"\ud83d\ud83d","alg"`)},
 		{"header is a list", "[" + header(k) + "]"},
 		{"header is empty", ""},
+		{"header is null", "null"},
 	} {
 		bad(h.name, forgeCard(t, k, card, h.header), "bad_card")
 	}
 	return cases
+}
+
+// manyMembers returns n more members.
+func manyMembers(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, `,"m%d":0`, i)
+	}
+	return b.String()
 }
 
 // forgeRaw signs what jcs.Transform would refuse to canonicalise: the signature is of

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -230,6 +231,33 @@ func TestKeyFileWithAFlippedBitIsRefused(t *testing.T) {
 	for n := range text {
 		_, err := parseKey(text[:n])
 		a.add(err, "%d bytes", n)
+	}
+}
+
+// TestKeyFileThatIsWellSummedIsStillChecked: the checksum is no secret.
+func TestKeyFileThatIsWellSummedIsStillChecked(t *testing.T) {
+	k, other := testKey(t, 0xab), testKey(t, 2)
+	text := string(formatKey(k))
+	sum := func(lines string) []byte {
+		lines = lines[:strings.Index(lines, "sha256 ")]
+		return fmt.Appendf([]byte(lines), "sha256 %x\n", sha256.Sum256([]byte(lines)))
+	}
+	if !bytes.Equal(sum(text), []byte(text)) {
+		t.Fatal("the control is not what formatKey makes")
+	}
+	a := attack(t)
+	for name, lines := range map[string]string{
+		"id of another":     strings.Replace(text, string(k.Agent()), string(other.Agent()), 1),
+		"seed in capitals":  strings.Replace(text, "abab", "ABAB", 1),
+		"a line more":       strings.Replace(text, "id ", "note x\nid ", 1),
+		"a space more":      strings.Replace(text, "id ", "id  ", 1),
+		"another version":   strings.Replace(text, "v1", "v2", 1),
+		"seed is not hex":   strings.Replace(text, "abab", "xyxy", 1),
+		"no seed":           strings.Replace(text, "seed", "sead", 1),
+		"a carriage return": strings.Replace(text, "\nseed", "\r\nseed", 1),
+	} {
+		_, err := parseKey(sum(lines))
+		a.add(err, "%s", name)
 	}
 }
 

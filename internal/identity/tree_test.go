@@ -89,6 +89,9 @@ func TestEachLeafIsProvedAtItsPlaceOnly(t *testing.T) {
 			refuse(VerifyProof(root, LeafHash(data), 0, 2, [][32]byte{level[1]}), "an inner node as a leaf")
 		}
 	}
+	leaf, extra := testLeaves(2)[0], testLeaves(2)[1]
+	refuse(VerifyProof(innerHash(extra, leaf), leaf, 0, 1, [][32]byte{extra}), "a tree of one with a sibling")
+
 	if VerifyProof(sha256.Sum256(nil), sha256.Sum256(nil), 0, 0, nil) || NewTree(testLeaves(3)).Proof(3) != nil || NewTree(nil).Proof(0) != nil {
 		t.Error("something is proved about a leaf that is not there")
 	}
