@@ -155,22 +155,33 @@ const defaultTimeout = 30 * time.Second
 
 // bounded returns the command's context with --timeout, 30 s without one.
 func (a *app) bounded(cmd *cobra.Command) (context.Context, context.CancelFunc) {
-	return a.boundedBy(cmd, defaultTimeout)
+	d := a.timeoutOr(defaultTimeout)
+	return context.WithTimeoutCause(cmd.Context(), d, tooLate(d))
 }
 
-// unbounded returns the command's context with --timeout, if there is one.
+// unbounded returns the command's context with --timeout, if there is one. It has no
+// deadline that a call would pass on: who ends a stream at the end of its time, we or the
+// daemon, would be chance, and with it how the command ends.
 func (a *app) unbounded(cmd *cobra.Command) (context.Context, context.CancelFunc) {
-	return a.boundedBy(cmd, 0)
+	return cancelAfter(cmd.Context(), a.timeoutOr(0))
 }
 
-func (a *app) boundedBy(cmd *cobra.Command, fallback time.Duration) (context.Context, context.CancelFunc) {
-	d := time.Duration(a.timeout)
+func cancelAfter(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
 	if d == 0 {
-		d = fallback
+		return ctx, func() { cancel(nil) }
 	}
-	if d == 0 {
-		return context.WithCancel(cmd.Context())
+	timer := time.AfterFunc(d, func() { cancel(tooLate(d)) })
+	return ctx, func() { timer.Stop(); cancel(nil) }
+}
+
+func (a *app) timeoutOr(fallback time.Duration) time.Duration {
+	if a.timeout > 0 {
+		return time.Duration(a.timeout)
 	}
-	return context.WithTimeoutCause(cmd.Context(), d, shoal.NewError(shoal.Timeout, "timeout",
-		"no answer within "+d.String(), "allow more with --timeout"))
+	return fallback
+}
+
+func tooLate(d time.Duration) error {
+	return shoal.NewError(shoal.Timeout, "timeout", "no answer within "+d.String(), "allow more with --timeout")
 }

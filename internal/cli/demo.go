@@ -58,7 +58,7 @@ type demoTask struct {
 
 func (a *app) demo(cmd *cobra.Command, keep bool) (err error) {
 	d := &demo{app: a, began: time.Now(), subtasks: make(chan demoTask, 1)}
-	ctx, cancel := a.boundedBy(cmd, demoTimeout)
+	ctx, cancel := cancelAfter(cmd.Context(), a.timeoutOr(demoTimeout))
 	defer cancel()
 
 	if d.mesh, err = newDemoMesh(); err != nil {

@@ -29,8 +29,10 @@ func (a *app) downCommand() *cobra.Command {
 			}
 			ctx, cancel := a.bounded(cmd)
 			defer cancel()
-			if _, err := newClient(home).node.Shutdown(ctx, connect.NewRequest(&shoalv1.ShutdownRequest{})); err != nil {
-				return apiError(ctx, err)
+			_, err = newClient(home).node.Shutdown(ctx, connect.NewRequest(&shoalv1.ShutdownRequest{}))
+			// A daemon that went so fast that its answer was lost did what it was told.
+			if e := shoal.AsError(apiError(ctx, err)); e != nil && (e.Kind != shoal.Unavailable || e.Reason == "daemon_not_running") {
+				return e
 			}
 			if err := awaitGone(ctx, socketPath(home)); err != nil {
 				return err

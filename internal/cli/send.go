@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"time"
 
 	"connectrpc.com/connect"
@@ -107,11 +106,12 @@ func (a *app) send(cmd *cobra.Command, req *shoalv1.SendRequest, s sendFlags) er
 	sendCtx, cancel := a.bounded(cmd)
 	defer cancel()
 	if s.wait && !s.stream {
-		cancel()
 		req.Wait, req.WaitMs = true, a.timeout.ms()
-		if sendCtx, cancel = context.WithCancel(cmd.Context()); a.timeout > 0 {
-			sendCtx, cancel = context.WithTimeout(cmd.Context(), time.Duration(a.timeout)+waitGrace)
+		grace := time.Duration(0)
+		if a.timeout > 0 {
+			grace = waitGrace
 		}
+		sendCtx, cancel = cancelAfter(cmd.Context(), a.timeoutOr(0)+grace)
 		defer cancel()
 	}
 	resp, err := c.tasks.Send(sendCtx, connect.NewRequest(req))
