@@ -272,8 +272,8 @@ func TestCancelIsToldOnce(t *testing.T) {
 	if e := w.next(s); e.Cancel == nil || *e.Cancel != (Cancel{key("a"), "asked"}) {
 		t.Errorf("got %+v, want the cancel", e)
 	}
-	if len(s.queue) != 0 {
-		t.Errorf("%d more events after the cancel", len(s.queue))
+	if n := unread(s); n != 0 {
+		t.Errorf("%d more events after the cancel", n)
 	}
 }
 
@@ -447,7 +447,7 @@ func TestRandomOperations(t *testing.T) {
 		case op == 8:
 			w.Tell(key(id), bob, nil, "asked")
 		case op == 9 && s != nil:
-			for len(s.queue) > 0 {
+			for unread(s) > 0 {
 				w.next(s)
 			}
 		case op == 10 && rng.IntN(10) == 0 && s != nil:
@@ -533,7 +533,7 @@ func TestConcurrencyIsNeverExceeded(t *testing.T) {
 				done.Store(open[0], true)
 				open = open[1:]
 			}
-			if len(s.queue) == 0 { // nothing may be left half done: nobody else will come
+			if unread(s) == 0 { // nothing may be left half done: nobody else will come
 				for _, k := range open {
 					w.Report(ctx, s.ID(), shoal.Report{Key: k, State: a2a.TaskStateCompleted})
 					done.Store(k, true)
@@ -582,4 +582,10 @@ func TestConcurrencyIsNeverExceeded(t *testing.T) {
 		t.Errorf("%d finished and %d lost of %d; %d still held", finished, len(lost), tasks, len(w.held))
 	}
 	t.Logf("%d finished, %d lost with their worker", finished, len(lost))
+}
+
+func unread(s *Session) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.queue)
 }
