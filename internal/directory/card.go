@@ -102,7 +102,7 @@ func (c *Card) alive(now time.Time) bool {
 }
 
 func (c *Card) checkTime(now time.Time) error {
-	if !now.Before(c.NotAfter.Add(Tolerance)) {
+	if now.After(c.NotAfter.Add(Tolerance)) {
 		return ErrExpired.With("at %s, our clock differs by %s", stamp(c.NotAfter), now.Sub(c.NotAfter).Round(time.Second))
 	}
 	if now.Add(Tolerance).Before(c.NotBefore) {

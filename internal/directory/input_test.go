@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -155,9 +156,9 @@ func TestNearest(t *testing.T) {
 func TestOnceSharesAnAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFindCache()
-		asked, done := 0, 0
+		var asked, done atomic.Int32
 		ask := func() error {
-			asked++
+			asked.Add(1)
 			time.Sleep(time.Second)
 			return ErrUnknownAgent
 		}
@@ -166,13 +167,13 @@ func TestOnceSharesAnAnswer(t *testing.T) {
 				if err := f.once(t.Context(), "x", ask); !errors.Is(err, ErrUnknownAgent) {
 					t.Errorf("got %v", err)
 				}
-				done++
+				done.Add(1)
 			}()
 			synctest.Wait()
 		}
 		time.Sleep(2 * time.Second)
-		if asked != 1 || done != 10 {
-			t.Errorf("asked %d times for %d answers, want 1 for 10", asked, done)
+		if asked.Load() != 1 || done.Load() != 10 {
+			t.Errorf("asked %d times for %d answers, want 1 for 10", asked.Load(), done.Load())
 		}
 
 		// The one who asks gives up; another asks in its place.

@@ -195,7 +195,7 @@ func (r *registry) sweep(now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, e := range r.agents {
-		if !now.Before(e.card.NotAfter.Add(Tolerance)) {
+		if now.After(e.card.NotAfter.Add(Tolerance)) {
 			r.drop(e)
 		}
 	}

@@ -158,7 +158,7 @@ func changedCards(t testing.TB, key identity.Key, now time.Time) []forgery {
 		{"network is a list", param("network", []string{testNet})},
 		{"skills is a list", param("skills", []string{"ocr"})},
 		{"withdrawn, with skills", param("withdrawn", true)},
-		{"no interface", func(c *a2a.AgentCard) { c.SupportedInterfaces = nil }},
+		{"no interface", func(c *a2a.AgentCard) { c.SupportedInterfaces = []*a2a.AgentInterface{} }},
 		{"two interfaces", func(c *a2a.AgentCard) {
 			c.SupportedInterfaces = append(c.SupportedInterfaces, c.SupportedInterfaces[0])
 		}},
