@@ -38,7 +38,7 @@ type daemon struct {
 	t    testing.TB
 	home string
 
-	attached chan *attachment           // each session, once it is welcomed
+	attached chan *attachment            // each session, once it is welcomed
 	reports  chan *shoalv1.ReportRequest // durable ones
 	chunks   chan *shoalv1.ReportRequest
 	beats    chan string
@@ -335,4 +335,3 @@ func wantError(t testing.TB, err error, kind shoal.Kind, reason string) {
 		t.Errorf("got error %v (%+v), want %v %s", err, e, kind, reason)
 	}
 }
-

@@ -75,15 +75,19 @@ func (r *runner) session(ctx context.Context) (attached bool, err error) {
 	}
 	s := &session{
 		runner: r, id: welcome.GetSession(), alive: streamCtx, node: r.client.As(welcome.GetDid()),
-		tasks: make(map[shoal.TaskKey]*Task),
+		chunks: newChunker(r.client.workers, welcome.GetSession()), tasks: make(map[shoal.TaskKey]*Task),
 	}
-	s.chunks = newChunker(r.client.workers, s.id)
-	if !stop() { // from here on drain ends the stream
+	if !stop() { // from here on the end of ctx means to drain
 		return true, errStopping
 	}
 	r.cfg.OnReady(welcome.GetDid())
+	return true, s.run(ctx, stream, cut)
+}
 
-	g, gctx := errgroup.WithContext(streamCtx)
+// run does what a session consists of, until its stream ends. After ctx it ends the
+// stream itself, with cut, once the handlers have reported.
+func (s *session) run(ctx context.Context, stream *connect.ServerStreamForClient[shoalv1.AttachResponse], cut context.CancelCauseFunc) error {
+	g, gctx := errgroup.WithContext(s.alive)
 	g.Go(func() error { return s.chunks.run(gctx) })
 	g.Go(func() error { return s.heartbeat(gctx) })
 	g.Go(func() error {
@@ -100,12 +104,11 @@ func (r *runner) session(ctx context.Context) (attached bool, err error) {
 		for stream.Receive() {
 			s.event(stream.Msg())
 		}
-		err := r.streamError(streamCtx, stream.Err())
+		err := s.streamError(s.alive, stream.Err())
 		s.end(err)
-		cut(err)
 		return err
 	})
-	return true, g.Wait()
+	return g.Wait()
 }
 
 func (r *runner) attachRequest() *shoalv1.AttachRequest {

@@ -217,7 +217,9 @@ func skills(ids ...string) []shoal.Skill {
 	return out
 }
 
-func key(id string) shoal.TaskKey { return shoal.TaskKey{Requester: "did:key:asker", ID: a2a.TaskID(id)} }
+func key(id string) shoal.TaskKey {
+	return shoal.TaskKey{Requester: "did:key:asker", ID: a2a.TaskID(id)}
+}
 
 // start takes a task to a worker as the engine does.
 func (w *world) start(id string, agent shoal.AgentID, skill string, attempt int) bool {
