@@ -1,0 +1,225 @@
+package mail
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/shoalmesh/shoal"
+	"github.com/shoalmesh/shoal/internal/store"
+)
+
+// Letter is a received envelope of topic [TopicLetter] that was not acknowledged yet.
+type Letter struct {
+	Cursor   uint64 // counts up in the order of receipt, over all agents
+	ID       [16]byte
+	From, To shoal.AgentID
+	Body     []byte
+	Created  time.Time
+	Received time.Time
+}
+
+// DeadLetter is an envelope posted here that was refused or expired.
+type DeadLetter struct {
+	Cursor   string // what [Mailbox.DeadLetters] goes on after
+	ID       [16]byte
+	From, To shoal.AgentID
+	Topic    string
+	Body     []byte
+	Created  time.Time
+	Expires  time.Time
+	Died     time.Time
+	Reason   string
+}
+
+// ErrBadCursor says that a cursor was not one that an earlier page returned.
+var ErrBadCursor = shoal.NewError(shoal.Invalid, "bad_cursor", "the cursor is malformed", "start from an empty one")
+
+// maxPage bounds a page of letters.
+const maxPage = 1000
+
+// inbox counts the letters of agents, so that receiving one needs no query. Only
+// transactions use it.
+type inbox struct {
+	mu    sync.Mutex
+	count map[key]*quota
+}
+
+func (b *inbox) init() { b.count = make(map[key]*quota) }
+
+func (b *inbox) add(k key, rows int, bytes int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if q := b.count[k]; q != nil {
+		q.rows, q.bytes = q.rows+rows, q.bytes+bytes
+	}
+}
+
+// receiveLetter is the handler of [TopicLetter].
+func (m *Mailbox) receiveLetter(tx *store.Tx, env shoal.Envelope) error {
+	to, _ := m.ids.key(env.To)
+	from, _ := m.ids.key(env.From)
+	if err := m.inboxRoom(tx, to, len(env.Body)); err != nil {
+		return err
+	}
+	body := env.Body
+	if body == nil {
+		body = []byte{}
+	}
+	_, err := tx.Exec(`INSERT INTO mail_letter (recipient, sender, envelope, created_ms, received_ms, body) VALUES (?, ?, ?, ?, ?, ?)`,
+		to[:], from[:], env.ID[:], env.Created.UnixMilli(), time.Now().UnixMilli(), body)
+	if err != nil {
+		return fmt.Errorf("store letter: %w", err)
+	}
+	m.inbox.add(to, 1, int64(len(body)))
+	tx.OnRollback(func() { m.inbox.add(to, -1, -int64(len(body))) })
+	return nil
+}
+
+// inboxRoom returns an Exhausted error when the agent should read its mail first.
+func (m *Mailbox) inboxRoom(tx *store.Tx, to key, size int) error {
+	b := &m.inbox
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	q := b.count[to]
+	if q == nil {
+		q = &quota{}
+		_, err := tx.One(`SELECT count(*), coalesce(sum(length(body)), 0) FROM mail_letter WHERE recipient = ?`,
+			[]any{to[:]}, &q.rows, &q.bytes)
+		if err != nil {
+			return fmt.Errorf("count letters: %w", err)
+		}
+		b.count[to] = q
+	}
+	if q.rows >= m.cfg.MaxInbox || q.bytes+int64(size) > m.cfg.MaxInboxBytes {
+		return shoal.NewError(shoal.Exhausted, reasonInboxFull, "the inbox is full", "acknowledge letters")
+	}
+	return nil
+}
+
+// Inbox returns the letters of an agent with a cursor above after, oldest first, at most
+// limit (0 means 100, at most 1,000) and about 4 MiB.
+func (m *Mailbox) Inbox(ctx context.Context, agent shoal.AgentID, after uint64, limit int) ([]Letter, error) {
+	to, ok := m.ids.key(agent)
+	if !ok {
+		return nil, ErrNotHosted.With("%.80q", string(agent))
+	}
+	limit, after = pageSize(limit), min(after, noExpiry)
+	var letters []Letter
+	err := m.db.View(ctx, func(tx *store.Tx) error {
+		letters = letters[:0]
+		size := 0
+		err := tx.Each(`SELECT id, sender, envelope, created_ms, received_ms, body FROM mail_letter
+			WHERE recipient = ? AND id > ? ORDER BY id LIMIT ?`, []any{to[:], int64(after), limit},
+			func(scan func(...any) error) error {
+				l := Letter{To: agent}
+				var from, id []byte
+				var cursor, created, received int64
+				if err := scan(&cursor, &from, &id, &created, &received, &l.Body); err != nil {
+					return err
+				}
+				copy(l.ID[:], id)
+				l.Cursor, l.From = uint64(cursor), m.agentOf(from)
+				l.Created, l.Received = time.UnixMilli(created), time.UnixMilli(received)
+				letters = append(letters, l)
+				if size += len(l.Body); size >= pageBytes {
+					return errEnough
+				}
+				return nil
+			})
+		return ended(err)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read inbox: %w", err)
+	}
+	return letters, nil
+}
+
+// pageBytes bounds a page by its bodies, beside its count.
+const pageBytes = 4 << 20
+
+// Ack removes letters of an agent from its inbox. Cursors that are not there any more,
+// or are another agent's, are passed over.
+func (m *Mailbox) Ack(ctx context.Context, agent shoal.AgentID, cursors []uint64) error {
+	to, ok := m.ids.key(agent)
+	if !ok {
+		return ErrNotHosted.With("%.80q", string(agent))
+	}
+	err := m.db.Update(ctx, func(tx *store.Tx) error {
+		for _, c := range cursors {
+			var size int64
+			found, err := tx.One(`DELETE FROM mail_letter WHERE id = ? AND recipient = ? RETURNING length(body)`,
+				[]any{int64(min(c, noExpiry)), to[:]}, &size)
+			if err != nil {
+				return err
+			}
+			if found {
+				m.inbox.add(to, -1, -size)
+				tx.OnRollback(func() { m.inbox.add(to, 1, size) })
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("acknowledge letters: %w", err)
+	}
+	return nil
+}
+
+// DeadLetters returns what was refused or expired, newest first, at most limit (0 means
+// 100, at most 1,000). after is the Cursor of the last one of the page before, or empty.
+// It returns [ErrBadCursor]. The newest 10,000 are kept.
+func (m *Mailbox) DeadLetters(ctx context.Context, after string, limit int) ([]DeadLetter, error) {
+	before := int64(noExpiry)
+	if after != "" {
+		n, err := strconv.ParseInt(after, 10, 64)
+		if err != nil || n <= 0 {
+			return nil, ErrBadCursor.With("%.40q", after)
+		}
+		before = n
+	}
+	var dead []DeadLetter
+	err := m.db.View(ctx, func(tx *store.Tx) error {
+		dead = dead[:0]
+		size := 0
+		err := tx.Each(`SELECT id, envelope, sender, recipient, topic, created_ms, expires_ms, died_ms, reason, body
+			FROM mail_dead WHERE id < ? ORDER BY id DESC LIMIT ?`, []any{before, pageSize(limit)},
+			func(scan func(...any) error) error {
+				var d DeadLetter
+				var row, created, expires, died int64
+				var id, from, to []byte
+				if err := scan(&row, &id, &from, &to, &d.Topic, &created, &expires, &died, &d.Reason, &d.Body); err != nil {
+					return err
+				}
+				copy(d.ID[:], id)
+				d.Cursor, d.From, d.To = strconv.FormatInt(row, 10), m.agentOf(from), m.agentOf(to)
+				d.Created, d.Expires, d.Died = time.UnixMilli(created), time.UnixMilli(expires), time.UnixMilli(died)
+				dead = append(dead, d)
+				if size += len(d.Body); size >= pageBytes {
+					return errEnough
+				}
+				return nil
+			})
+		return ended(err)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read dead letters: %w", err)
+	}
+	return dead, nil
+}
+
+// agentOf returns the agent of a key as the tables hold it.
+func (m *Mailbox) agentOf(raw []byte) shoal.AgentID {
+	var k key
+	copy(k[:], raw)
+	return m.ids.agent(k)
+}
+
+func pageSize(limit int) int {
+	if limit <= 0 {
+		return 100
+	}
+	return min(limit, maxPage)
+}
