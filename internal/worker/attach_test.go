@@ -164,9 +164,9 @@ func TestEphemeralCardGoesWithTheLastWorker(t *testing.T) {
 		// After a restart nobody comes back.
 		w.reopen()
 		stop = w.run()
-		w.cards.fail = errors.New("disk full")
+		w.cards.refuse(errors.New("disk full"))
 		time.Sleep(time.Minute)
-		w.cards.fail = nil
+		w.cards.refuse(nil)
 		time.Sleep(time.Minute)
 		if _, n := w.cards.counts(); n != 2 {
 			t.Errorf("withdrawn %d after the restart, want 2", n)

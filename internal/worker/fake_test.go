@@ -103,6 +103,12 @@ func (c *cards) Withdraw(_ context.Context, id shoal.AgentID) error {
 	return nil
 }
 
+func (c *cards) refuse(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fail = err
+}
+
 func (c *cards) counts() (published, withdrawn int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
