@@ -184,11 +184,10 @@ func (m *Mesh) approach(ctx context.Context, h host.Host, p peer.ID) (err error)
 
 // dialError says what err of a dial means to the caller.
 func (m *Mesh) dialError(caller, dialing context.Context, id shoal.NodeID, proto string, err error) error {
-	var refused multistream.ErrNotSupported[protocol.ID]
 	switch {
 	case errors.Is(caller.Err(), context.Canceled):
 		return fmt.Errorf("dial %s: %w", id, caller.Err())
-	case errors.As(err, &refused):
+	case protocolRefused(err):
 		return ErrProtocol.With("%s on %s", proto, id).Because(err)
 	case errors.Is(err, network.ErrResourceLimitExceeded):
 		return shoal.NewError(shoal.Exhausted, "stream_limit", "too many streams with "+string(id),
@@ -198,6 +197,15 @@ func (m *Mesh) dialError(caller, dialing context.Context, id shoal.NodeID, proto
 			ErrUnreachable.Hint).Because(err)
 	}
 	return ErrUnreachable.With("%s", id).Because(err)
+}
+
+// protocolRefused says whether err is the other side's word that it does not speak the
+// protocol: an answer, or a reset with the code for it, depending on which came first.
+func protocolRefused(err error) bool {
+	var refused multistream.ErrNotSupported[protocol.ID]
+	var reset *network.StreamError
+	return errors.As(err, &refused) ||
+		errors.As(err, &reset) && reset.Remote && reset.ErrorCode == network.StreamProtocolNegotiationFailed
 }
 
 // conn is a stream as a net.Conn.
@@ -216,8 +224,7 @@ func (c *conn) Read(b []byte) (int, error) {
 		c.heard.Store(true)
 		return n, err
 	}
-	var refused multistream.ErrNotSupported[protocol.ID]
-	if errors.As(err, &refused) {
+	if protocolRefused(err) {
 		return 0, ErrProtocol.With("%s on %s", c.Protocol(), c.RemoteAddr()).Because(err)
 	}
 	return n, err

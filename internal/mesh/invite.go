@@ -16,7 +16,8 @@ import (
 const (
 	inviteScheme   = "shoal:"
 	inviteVersion  = 1
-	maxInviteLen   = 2048 // characters of a link
+	maxInviteLen   = 4096 // characters of a link
+	maxInviteBody  = 3000 // bytes of it before base64 and check sum
 	maxInviteNodes = 8
 	maxInviteAddrs = 8 // of one node
 	maxAddrLen     = 255
@@ -31,20 +32,24 @@ type Invite struct {
 }
 
 // String returns the link. It is not for people to read: a letter changed by mistake is
-// noticed. Addresses that are malformed or beyond the limits (8 nodes, 8 addresses each)
-// are left out. Form: "shoal:" base64url(version=1, u8 len network, network, nodes,
+// noticed. Addresses that are malformed or beyond the limits (8 nodes, 8 addresses each,
+// 3000 bytes) are left out; an invite to a network whose name is malformed is "". Form: "shoal:" base64url(version=1, u8 len network, network, nodes,
 // first four bytes of the SHA-256 of all that), where nodes is u8 count and for each node
 // its 32-byte key, u8 count and for each address u8 length and the binary multiaddr
 // without /p2p/.
 func (i Invite) String() string {
+	if checkNetwork(i.Network) != nil {
+		return ""
+	}
 	type node struct {
 		pub   ed25519.PublicKey
 		addrs [][]byte
 	}
 	var nodes []*node
+	size := 3 + len(i.Network)
 	for _, s := range i.Addrs {
 		at, pub, err := splitAddr(s)
-		if err != nil || len(at.Bytes()) > maxAddrLen {
+		if err != nil || len(at.Bytes()) > maxAddrLen || size+34+1+len(at.Bytes()) > maxInviteBody {
 			continue
 		}
 		var n *node
@@ -59,9 +64,11 @@ func (i Invite) String() string {
 			}
 			n = &node{pub: pub}
 			nodes = append(nodes, n)
+			size += 34
 		}
 		if len(n.addrs) < maxInviteAddrs {
 			n.addrs = append(n.addrs, at.Bytes())
+			size += 1 + len(at.Bytes())
 		}
 	}
 	b := []byte{inviteVersion, byte(len(i.Network))}
@@ -110,7 +117,15 @@ func ParseInvite(link string) (Invite, error) {
 	if want := sha256.Sum256(body); string(sum) != string(want[:inviteSumLen]) {
 		return Invite{}, badInvite("it was altered or cut off")
 	}
-	return parseInviteBody(&cursor{b: body[1:]})
+	inv, err := parseInviteBody(&cursor{b: body[1:]})
+	if err != nil {
+		return Invite{}, err
+	}
+	// One spelling for one invite, so that links can be compared.
+	if inv.String() != link {
+		return Invite{}, badInvite("it is not in canonical form")
+	}
+	return inv, nil
 }
 
 func parseInviteBody(c *cursor) (Invite, error) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -17,7 +18,13 @@ import (
 	"github.com/shoalmesh/shoal/internal/identity"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if spec := os.Getenv(childEnv); spec != "" {
+		fmt.Fprintln(os.Stderr, child(spec))
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // testNode is a running mesh and what it said about its peers.
 type testNode struct {
@@ -25,12 +32,14 @@ type testNode struct {
 	key    identity.Key
 	events chan string // "up ID" and "down ID"
 	stop   func()
+
+	patience time.Duration // of want
 }
 
 // start runs a node on loopback until the test ends; change may adapt its Config.
 func start(t testing.TB, key identity.Key, change func(*Config)) *testNode {
 	t.Helper()
-	n := &testNode{key: key, events: make(chan string, 256)}
+	n := &testNode{key: key, events: make(chan string, 256), patience: 10 * time.Second}
 	cfg := Config{
 		Network: "test",
 		OnPeer: func(id shoal.NodeID, up bool) {
@@ -81,7 +90,7 @@ func newKey(t testing.TB) identity.Key {
 // want waits for an event.
 func (n *testNode) want(t testing.TB, event string) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(n.patience)
 	for {
 		select {
 		case e := <-n.events:
