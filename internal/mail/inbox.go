@@ -23,15 +23,15 @@ type Letter struct {
 
 // DeadLetter is an envelope posted here that was refused or expired.
 type DeadLetter struct {
-	Cursor   string // what [Mailbox.DeadLetters] goes on after
 	ID       [16]byte
 	From, To shoal.AgentID
 	Topic    string
+	Seq      uint64
+	Reason   string
 	Body     []byte
 	Created  time.Time
 	Expires  time.Time
-	Died     time.Time
-	Reason   string
+	Dead     time.Time // when it was given up
 }
 
 // ErrBadCursor says that a cursor was not one that an earlier page returned.
@@ -169,35 +169,37 @@ func (m *Mailbox) Ack(ctx context.Context, agent shoal.AgentID, cursors []uint64
 }
 
 // DeadLetters returns what was refused or expired, newest first, at most limit (0 means
-// 100, at most 1,000). after is the Cursor of the last one of the page before, or empty.
-// It returns [ErrBadCursor]. The newest 10,000 are kept.
-func (m *Mailbox) DeadLetters(ctx context.Context, after string, limit int) ([]DeadLetter, error) {
+// 100, at most 1,000). after is the next of the page before, or empty; next is empty after
+// the last page. It returns [ErrBadCursor]. The newest 10,000 are kept.
+func (m *Mailbox) DeadLetters(ctx context.Context, after string, limit int) (dead []DeadLetter, next string, err error) {
 	before := int64(noExpiry)
 	if after != "" {
 		n, err := strconv.ParseInt(after, 10, 64)
 		if err != nil || n <= 0 {
-			return nil, ErrBadCursor.With("%.40q", after)
+			return nil, "", ErrBadCursor.With("%.40q", after)
 		}
 		before = n
 	}
-	var dead []DeadLetter
-	err := m.db.View(ctx, func(tx *store.Tx) error {
-		dead = dead[:0]
+	limit = pageSize(limit)
+	var last int64
+	err = m.db.View(ctx, func(tx *store.Tx) error {
+		dead, next = dead[:0], ""
 		size := 0
-		err := tx.Each(`SELECT id, envelope, sender, recipient, topic, created_ms, expires_ms, died_ms, reason, body
-			FROM mail_dead WHERE id < ? ORDER BY id DESC LIMIT ?`, []any{before, pageSize(limit)},
+		err := tx.Each(`SELECT id, envelope, sender, recipient, topic, seq, created_ms, expires_ms, died_ms, reason, body
+			FROM mail_dead WHERE id < ? ORDER BY id DESC LIMIT ?`, []any{before, limit},
 			func(scan func(...any) error) error {
 				var d DeadLetter
-				var row, created, expires, died int64
+				var seq, created, expires, died int64
 				var id, from, to []byte
-				if err := scan(&row, &id, &from, &to, &d.Topic, &created, &expires, &died, &d.Reason, &d.Body); err != nil {
+				if err := scan(&last, &id, &from, &to, &d.Topic, &seq, &created, &expires, &died, &d.Reason, &d.Body); err != nil {
 					return err
 				}
 				copy(d.ID[:], id)
-				d.Cursor, d.From, d.To = strconv.FormatInt(row, 10), m.agentOf(from), m.agentOf(to)
-				d.Created, d.Expires, d.Died = time.UnixMilli(created), time.UnixMilli(expires), time.UnixMilli(died)
+				d.From, d.To, d.Seq = m.agentOf(from), m.agentOf(to), uint64(seq)
+				d.Created, d.Expires, d.Dead = time.UnixMilli(created), time.UnixMilli(expires), time.UnixMilli(died)
 				dead = append(dead, d)
-				if size += len(d.Body); size >= pageBytes {
+				if size += len(d.Body); size >= pageBytes || len(dead) == limit {
+					next = strconv.FormatInt(last, 10)
 					return errEnough
 				}
 				return nil
@@ -205,9 +207,9 @@ func (m *Mailbox) DeadLetters(ctx context.Context, after string, limit int) ([]D
 		return ended(err)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read dead letters: %w", err)
+		return nil, "", fmt.Errorf("read dead letters: %w", err)
 	}
-	return dead, nil
+	return dead, next, nil
 }
 
 // agentOf returns the agent of a key as the tables hold it.

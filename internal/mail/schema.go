@@ -73,6 +73,7 @@ CREATE TABLE mail_dead (
 	sender     BLOB NOT NULL,
 	recipient  BLOB NOT NULL,
 	topic      TEXT NOT NULL,
+	seq        INTEGER NOT NULL,
 	created_ms INTEGER NOT NULL,
 	expires_ms INTEGER NOT NULL,
 	died_ms    INTEGER NOT NULL,

@@ -341,7 +341,7 @@ func (m *Mailbox) readOutbox(ctx context.Context, flow int64, after, upto uint64
 				if it.seq > last+1 {
 					skip(it.seq - 1)
 				}
-				if it.body == nil || it.expires == noExpiry {
+				if it.expires == noExpiry {
 					skip(it.seq)
 				} else {
 					items = append(items, it)

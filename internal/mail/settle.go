@@ -274,13 +274,16 @@ func (m *Mailbox) bury(tx *store.Tx, meta *flowMeta, seq uint64, reason string) 
 	var created, expires int64
 	found, err := tx.One(`SELECT envelope, created_ms, expires_ms, body FROM mail_outbox WHERE flow = ? AND seq = ?`,
 		[]any{meta.id, int64(seq)}, &id, &created, &expires, &body)
-	if err != nil || !found || body == nil {
+	if err != nil || !found || expires == noExpiry {
 		return b, err
 	}
+	if body == nil {
+		body = []byte{} // NULL would be a skip
+	}
 	b.found, b.bytes = true, len(body)
-	row, err := tx.Insert(`INSERT INTO mail_dead (envelope, sender, recipient, topic, created_ms, expires_ms, died_ms, reason, body)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		id, meta.from[:], meta.to[:], meta.topic, created, expires, time.Now().UnixMilli(), reason, body)
+	row, err := tx.Insert(`INSERT INTO mail_dead (envelope, sender, recipient, topic, seq, created_ms, expires_ms, died_ms, reason, body)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		id, meta.from[:], meta.to[:], meta.topic, int64(seq), created, expires, time.Now().UnixMilli(), reason, body)
 	if err != nil {
 		return b, fmt.Errorf("store dead letter: %w", err)
 	}
