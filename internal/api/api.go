@@ -60,11 +60,16 @@ type Config struct {
 	// Tracer makes a span of each call. Nil: none; a caller's traceparent is passed on
 	// in the context either way.
 	Tracer trace.Tracer
+
+	bodyWait time.Duration // tests shorten it
 }
 
 func (c Config) withDefaults() Config {
 	if c.Heartbeat <= 0 {
 		c.Heartbeat = 15 * time.Second
+	}
+	if c.bodyWait <= 0 {
+		c.bodyWait = bodyWait
 	}
 	return c
 }
@@ -145,7 +150,7 @@ func (s *Server) Handler(trusted bool) http.Handler {
 		if route.clientStreams {
 			defer s.stopReads(w)()
 		} else {
-			r.Body = newTimedBody(w, r.Body, bodyWait)
+			r = withTimedBody(w, r, s.cfg.bodyWait)
 		}
 		route.handler.ServeHTTP(w, r)
 	})

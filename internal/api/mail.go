@@ -53,11 +53,11 @@ func (s *mailService) Post(ctx context.Context, stream *connect.BidiStream[shoal
 		<-outcomes // the client has said all; what it still hears are outcomes
 		err = ctx.Err()
 	}
-	cancel(nil)
-	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(cause, context.Canceled) {
-		return cause
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = cause // why sending failed, rather than what came of it
 	}
-	return err
+	cancel(nil)
+	return s.endOf(err)
 }
 
 func cancelOn(cancel context.CancelCauseFunc, err error) {

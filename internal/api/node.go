@@ -148,7 +148,7 @@ func (s *nodeService) Logs(ctx context.Context, req *connect.Request[shoalv1.Log
 		// A line may hold what a peer sent; proto strings are UTF-8.
 		return out.send(&shoalv1.LogsResponse{Line: strings.ToValidUTF8(line, "\ufffd")})
 	})
-	return endOf(ctx, err)
+	return s.endOf(err)
 }
 
 func (s *nodeService) DeadLetters(ctx context.Context, req *connect.Request[shoalv1.DeadLettersRequest]) (*connect.Response[shoalv1.DeadLettersResponse], error) {

@@ -139,16 +139,22 @@ func (s slots) give() { <-s }
 // the body's end, not through the handler's work.
 type timedBody struct {
 	io.ReadCloser
+	w       http.ResponseWriter
 	rc      *http.ResponseController
+	h1      bool
 	wait    time.Duration
 	started bool
 }
 
-func newTimedBody(w http.ResponseWriter, body io.ReadCloser, wait time.Duration) io.ReadCloser {
-	if body == nil || body == http.NoBody {
-		return body
+// withTimedBody returns r with such a body. It is a copy: net/http looks at the body of
+// its own request when it decides whether to use the connection again.
+func withTimedBody(w http.ResponseWriter, r *http.Request, wait time.Duration) *http.Request {
+	if r.Body == nil || r.Body == http.NoBody {
+		return r
 	}
-	return &timedBody{ReadCloser: body, rc: http.NewResponseController(w), wait: wait}
+	timed := *r
+	timed.Body = &timedBody{ReadCloser: r.Body, w: w, rc: http.NewResponseController(w), h1: r.ProtoMajor == 1, wait: wait}
+	return &timed
 }
 
 func (b *timedBody) Read(p []byte) (int, error) {
@@ -157,8 +163,13 @@ func (b *timedBody) Read(p []byte) (int, error) {
 		_ = b.rc.SetReadDeadline(time.Now().Add(b.wait)) // a writer without deadlines is a test's
 	}
 	n, err := b.ReadCloser.Read(p)
-	if err != nil {
-		_ = b.rc.SetReadDeadline(time.Time{})
+	switch {
+	case err == io.EOF: //nolint:errorlint // io.Reader's contract
+		_ = b.rc.SetReadDeadline(time.Time{}) // the handler may take its time
+	case err != nil && b.h1:
+		// What is left of the body must not be waited for. The deadline stays as it is
+		// for the same reason.
+		b.w.Header().Set("Connection", "close")
 	}
 	return n, err
 }

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 )
@@ -61,10 +60,10 @@ func (s *sender[T]) beat(ctx context.Context, every time.Duration, make func() *
 	}
 }
 
-// endOf returns the error with which a stream ends: that the daemon stops, if that is
-// why its work was interrupted.
-func endOf(ctx context.Context, err error) error {
-	if err != nil && errors.Is(context.Cause(ctx), errStopping) {
+// endOf returns the error with which a stream ends: that the daemon stops, if it does,
+// however the stream's work noticed.
+func (s *Server) endOf(err error) error {
+	if err != nil && s.stopping.Err() != nil {
 		return errStopping
 	}
 	return err

@@ -192,7 +192,7 @@ func (s *taskService) Watch(ctx context.Context, req *connect.Request[shoalv1.Wa
 		}
 		return out.send(pb)
 	})
-	return endOf(ctx, err)
+	return s.endOf(err)
 }
 
 // encodeEvent returns nil for an event that Watch does not show: a message of the asker

@@ -26,7 +26,7 @@ func (s *workerService) Attach(ctx context.Context, req *connect.Request[shoalv1
 
 	session, err := s.svc.Workers.Attach(ctx, decodeAttach(req.Msg))
 	if err != nil {
-		return endOf(ctx, err)
+		return s.endOf(err)
 	}
 	defer session.Close()
 
@@ -49,7 +49,7 @@ func (s *workerService) Attach(ctx context.Context, req *connect.Request[shoalv1
 	for {
 		ev, err := session.Next(ctx)
 		if err != nil {
-			return endOf(ctx, err)
+			return s.endOf(err)
 		}
 		pb, err := encodeWorkerEvent(ev)
 		if err != nil {
@@ -132,11 +132,11 @@ func (s *workerService) ReportStream(ctx context.Context, stream *connect.BidiSt
 			return nil
 		}
 		if err != nil {
-			return endOf(ctx, err)
+			return s.endOf(err)
 		}
 		n, err := s.report(ctx, req)
 		if err != nil {
-			return endOf(ctx, err)
+			return s.endOf(err)
 		}
 		if n == 0 {
 			continue
