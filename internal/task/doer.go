@@ -212,14 +212,14 @@ func (e *Engine) startWaiting(ctx context.Context, agent shoal.AgentID) {
 				return err
 			}
 			full := map[string]bool{} // skills without a slot: a slot that comes now is for the oldest
-			for _, key := range keys {
+			for _, w := range keys {
 				tried++
-				r, err := loadRow(tx, Doing, key)
+				if full[w.skill] {
+					continue
+				}
+				r, err := loadRow(tx, Doing, w.key)
 				if err != nil {
 					return err
-				}
-				if full[r.skill] {
-					continue
 				}
 				ok, err := e.tryStart(tx, &r)
 				if err != nil {
@@ -250,15 +250,21 @@ func (e *Engine) startWaiting(ctx context.Context, agent shoal.AgentID) {
 	}
 }
 
-func waitingKeys(tx *store.Tx, agent shoal.AgentID, limit int) ([]shoal.TaskKey, error) {
-	var keys []shoal.TaskKey
-	err := tx.Each(`SELECT requester, id FROM tasks WHERE doer = ? AND queued = 1 ORDER BY row LIMIT ?`,
+// waiting is a task that waits for a slot.
+type waiting struct {
+	key   shoal.TaskKey
+	skill string
+}
+
+func waitingKeys(tx *store.Tx, agent shoal.AgentID, limit int) ([]waiting, error) {
+	var keys []waiting
+	err := tx.Each(`SELECT requester, id, skill FROM tasks WHERE doer = ? AND queued = 1 ORDER BY row LIMIT ?`,
 		[]any{string(agent), limit}, func(scan func(...any) error) error {
-			var k shoal.TaskKey
-			if err := scan((*string)(&k.Requester), (*string)(&k.ID)); err != nil {
+			var w waiting
+			if err := scan((*string)(&w.key.Requester), (*string)(&w.key.ID), &w.skill); err != nil {
 				return err
 			}
-			keys = append(keys, k)
+			keys = append(keys, w)
 			return nil
 		})
 	return keys, err

@@ -110,13 +110,13 @@ func (e *Engine) runLive(ctx context.Context, conn net.Conn, in *bufio.Reader, k
 		case <-beat.C:
 			ev = &wire.LiveEvent{Heartbeat: true}
 		case <-left:
-			e.Workers.Tell(key, doer, nil, "asker_gone")
+			e.abandon(lt)
 			return nil
 		case <-ctx.Done():
 			return nil
 		}
 		if err := writeLive(conn, ev); err != nil {
-			e.Workers.Tell(key, doer, nil, "asker_gone")
+			e.abandon(lt)
 			return nil
 		}
 		select {
@@ -126,6 +126,17 @@ func (e *Engine) runLive(ctx context.Context, conn net.Conn, in *bufio.Reader, k
 			}
 		default:
 		}
+	}
+}
+
+// abandon tells the worker that nobody waits for a live task any more. An asker that has
+// its answer, or goes on by mail, may leave.
+func (e *Engine) abandon(lt *liveTask) {
+	lt.mu.Lock()
+	gone, key, doer := lt.gone, lt.row.key, lt.row.doer
+	lt.mu.Unlock()
+	if !gone {
+		e.Workers.Tell(key, doer, nil, "asker_gone")
 	}
 }
 
