@@ -128,7 +128,7 @@ func checkPart(field string, p *a2apb.Part) error {
 		return nil
 	case *a2apb.Part_Url:
 		if c.Url == "" {
-			return missing(field+".url", "")
+			return missing(field+".url", "give the address of the content")
 		}
 		return checkWord(field+".url", c.Url, 8<<10, false)
 	case *a2apb.Part_Data:

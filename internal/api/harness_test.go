@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -458,3 +460,39 @@ func infoOf(t testing.TB, err error) *shoalv1.ErrorInfo {
 }
 
 func discard() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+
+// post sends a body and returns the status and what comes back.
+func (r *running) post(t testing.TB, hc *http.Client, path, ctype string, body []byte) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(testContext(t), http.MethodPost, r.url()+path, bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", ctype)
+	resp, err := hc.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(raw)
+}
+
+// curl posts JSON as curl would.
+func (r *running) curl(t testing.TB, hc *http.Client, path, body string) (int, string) {
+	t.Helper()
+	return r.post(t, hc, path, "application/json", []byte(body))
+}
+
+// direct calls a handler without a network.
+func (r *running) direct(t testing.TB, h http.Handler, path, body string) (int, string) {
+	t.Helper()
+	req := httptest.NewRequestWithContext(testContext(t), http.MethodPost, path, strings.NewReader(body))
+	req.Header.Set("Content-Type", "application/json")
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, req)
+	return w.Code, w.Body.String()
+}

@@ -50,10 +50,12 @@ func (s *nodeService) Ping(ctx context.Context, req *connect.Request[shoalv1.Pin
 	}
 	path, rtt, err := s.svc.Node.Ping(ctx, id)
 	resp := &shoalv1.PingResponse{PeerId: string(id)}
-	switch kind := shoal.KindOf(err); {
-	case err == nil:
+	if err == nil {
 		resp.Reachable, resp.Path, resp.RttMs = true, path, millisOf(rtt)
-	case ctx.Err() != nil || kind != shoal.Unavailable && kind != shoal.Timeout:
+		return connect.NewResponse(resp), nil
+	}
+	kind := shoal.KindOf(err)
+	if ctx.Err() != nil || kind != shoal.Unavailable && kind != shoal.Timeout {
 		return nil, err
 	}
 	return connect.NewResponse(resp), nil

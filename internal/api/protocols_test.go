@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"net/http"
 	"strings"
 	"testing"
 
@@ -155,26 +154,6 @@ func reflected(ctx context.Context, conn *grpc.ClientConn) (string, error) {
 	}
 	resp, err := stream.Recv()
 	return resp.String(), err
-}
-
-// curl posts JSON as curl would and returns the status and body.
-func (r *running) curl(t testing.TB, hc *http.Client, path, body string) (int, string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(testContext(t), http.MethodPost, r.url()+path, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := hc.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	raw, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(raw)
 }
 
 func TestPlainJSON(t *testing.T) {
