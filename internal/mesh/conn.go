@@ -65,6 +65,10 @@ type listener struct {
 }
 
 func (l *listener) take(s network.Stream) {
+	if !l.mesh.sameNetwork(s.Conn().RemotePeer()) {
+		_ = s.Reset()
+		return
+	}
 	select {
 	case <-l.done:
 	case l.streams <- s:
@@ -77,6 +81,17 @@ func (l *listener) take(s network.Stream) {
 	default:
 	}
 	_ = s.Reset()
+}
+
+// sameNetwork says no if p has identified itself as of another network. What it says
+// before it has identified itself is heard: protocols name the network themselves.
+func (m *Mesh) sameNetwork(p peer.ID) bool {
+	h, _, err := m.live()
+	if err != nil {
+		return false
+	}
+	v := versionOf(h, p)
+	return v == "" || v == m.version()
 }
 
 func (l *listener) Accept() (net.Conn, error) {

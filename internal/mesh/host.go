@@ -14,6 +14,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/core/routing"
 	"github.com/libp2p/go-libp2p/p2p/host/peerstore/pstoremem"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
@@ -27,6 +28,11 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/shoalmesh/shoal"
+)
+
+const (
+	dhtStreams        = 512 // inbound, of all peers
+	dhtStreamsPerPeer = 6   // inbound
 )
 
 // bindTries is how often a pair of free ports is looked for: another process may take
@@ -67,7 +73,7 @@ func (m *Mesh) start(addrs []ma.Multiaddr) (host.Host, *table, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("node key: %w", err)
 	}
-	limiter, err := resources(m.cfg.Limits)
+	limiter, err := resources(m.cfg.Limits, m.dhtProtocol())
 	if err != nil {
 		return nil, nil, fmt.Errorf("resource manager: %w", err)
 	}
@@ -124,7 +130,11 @@ func (m *Mesh) version() string { return "shoal/1/" + m.cfg.Network }
 
 // resources makes the resource manager. Memory is an eighth of the machine's, between
 // 128 MiB and 1 GiB, and descriptors half of the process's: libp2p's own scaling.
-func resources(l Limits) (network.ResourceManager, error) {
+//
+// The DHT reads messages of up to 4 MiB into a buffer of the declared length. It uses one
+// stream a peer at a time, so few are allowed, or one peer could claim 4 MiB times
+// StreamsPerPeer.
+func resources(l Limits, dht protocol.ID) (network.ResourceManager, error) {
 	base := rcmgr.DefaultLimits
 	libp2p.SetDefaultServiceLimits(&base)
 	n := func(i int) rcmgr.LimitVal { return rcmgr.LimitVal(i) }
@@ -140,7 +150,13 @@ func resources(l Limits) (network.ResourceManager, error) {
 		Transient: rcmgr.ResourceLimits{
 			Conns: n(l.ConnsIn), ConnsInbound: n(l.ConnsIn / 2), ConnsOutbound: n(l.ConnsIn / 2),
 		},
-		PeerDefault:         peerLimit,
+		PeerDefault: peerLimit,
+		Protocol: map[protocol.ID]rcmgr.ResourceLimits{
+			dht: {StreamsInbound: n(dhtStreams), StreamsOutbound: n(l.StreamsIn), Streams: n(l.StreamsIn + dhtStreams)},
+		},
+		ProtocolPeer: map[protocol.ID]rcmgr.ResourceLimits{
+			dht: {StreamsInbound: n(dhtStreamsPerPeer), StreamsOutbound: n(l.StreamsPerPeer), Streams: n(l.StreamsPerPeer + dhtStreamsPerPeer)},
+		},
 		ProtocolPeerDefault: rcmgr.ResourceLimits{StreamsInbound: n(l.StreamsPerPeer), StreamsOutbound: n(l.StreamsPerPeer), Streams: n(2 * l.StreamsPerPeer)},
 	}
 	perIP := func(bits int) []rcmgr.ConnLimitPerSubnet {

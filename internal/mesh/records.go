@@ -47,11 +47,17 @@ type table struct {
 	ask    *pb.ProtocolMessenger
 }
 
+// dhtPrefix keeps the DHTs of networks apart.
+func (m *Mesh) dhtPrefix() protocol.ID { return protocol.ID("/shoal/" + m.cfg.Network) }
+
+// dhtProtocol is what the DHT makes of it.
+func (m *Mesh) dhtProtocol() protocol.ID { return m.dhtPrefix() + "/kad/1.0.0" }
+
 func (m *Mesh) newTable(h host.Host) (*table, error) {
 	store := newBounded(m.self, m.cfg.Limits.RecordBytes)
 	check := record.NamespacedValidator{recordSpace: validator{network: m.cfg.Network}}
 	d, err := dht.New(h,
-		dht.ProtocolPrefix(protocol.ID("/shoal/"+m.cfg.Network)),
+		dht.ProtocolPrefix(m.dhtPrefix()),
 		dht.Mode(dht.ModeAutoServer),
 		dht.Validator(check),
 		dht.Datastore(store),

@@ -5,6 +5,8 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -345,5 +347,58 @@ func TestLookupsEndWithTheirContext(t *testing.T) {
 	}
 	if err = n[0].PutRecord(ctx, card(t, n[0].key, 1)); !errors.Is(err, context.Canceled) {
 		t.Errorf("put = %v, want canceled", err)
+	}
+}
+
+// TestHugeDeclaredLengths opens all the DHT streams that a peer may, and promises on each
+// more than it sends.
+func TestHugeDeclaredLengths(t *testing.T) {
+	a, b := start(t, newKey(t), nil), start(t, newKey(t), nil)
+	if _, err := b.Join(t.Context(), a.Addrs()); err != nil {
+		t.Fatal(err)
+	}
+	raw := card(t, a.key, 1)
+	if err := a.PutRecord(t.Context(), raw); err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	refused := 0
+	for i := range 64 {
+		c, err := b.Dial(t.Context(), a.ID(), string(b.dhtProtocol()))
+		if err != nil {
+			refused++
+			continue
+		}
+		defer c.Close()
+		promise := uint64(4<<20 - 1)
+		if i%2 == 0 {
+			promise = 1 << (20 + i%40)
+		}
+		if _, err := c.Write(protowire.AppendVarint(nil, promise)); err != nil {
+			refused++
+			continue
+		}
+		_ = c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		if _, err := c.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			refused++
+		}
+	}
+	runtime.ReadMemStats(&after)
+	grown := (after.TotalAlloc - before.TotalAlloc) >> 20
+	if grown > 64 {
+		t.Errorf("%d MiB allocated for promises", grown)
+	}
+	if refused == 0 {
+		t.Error("no stream was refused")
+	}
+	t.Logf("%d of 64 streams refused, %d MiB allocated on both sides", refused, grown)
+	// Whoever is honest is served.
+	c := start(t, newKey(t), nil)
+	if _, err := c.Join(t.Context(), a.Addrs()); err != nil {
+		t.Fatal(err)
+	}
+	if got := mustGet(t, c, a.key); string(got) != string(raw) {
+		t.Error("an honest peer does not get the record")
 	}
 }
