@@ -89,7 +89,7 @@ func (m *Mailbox) ackedFlow(p *peer, fa *wire.FlowAck) *flow {
 // refused notes one envelope that its receiver will never take.
 func (m *Mailbox) refused(f *flow, fa *wire.FlowAck) {
 	seq := fa.GetRefusedSeq()
-	if seq <= f.acked || seq > f.sent {
+	if seq <= f.acked || seq > f.posted {
 		return
 	}
 	if fa.GetRefused() == reasonNotHere {
@@ -119,7 +119,7 @@ func (m *Mailbox) misrouted(d *dest) {
 // what it refused without keeping a count (it may know nothing else of the flow).
 func (m *Mailbox) advance(f *flow, have uint64, calls []heard) []heard {
 	acked := max(f.acked, min(have, f.posted))
-	for f.refusals[acked+1] != "" && acked < f.sent {
+	for f.refusals[acked+1] != "" {
 		acked++
 	}
 	if have > f.posted {

@@ -37,6 +37,7 @@ type inflow struct {
 	gap     bool
 	later   bool
 	why     string
+	retold  bool
 	refused []refusal
 }
 
@@ -86,7 +87,7 @@ func (m *Mailbox) apply(ctx context.Context, envs []inbound) []*wire.FlowAck {
 		case err == nil:
 			acks = run.commit(acks)
 			from, to = to, len(envs)
-		case run.failed < 0:
+		case !errors.Is(err, errStop):
 			// The disk is full, or we are stopping: nothing was taken in.
 			if ctx.Err() == nil {
 				m.log.Error("store received mail", "err", err)
@@ -272,20 +273,26 @@ func (run *batchRun) full() bool {
 	return run.m.inward.flows.Load()+run.opened >= int64(run.m.cfg.MaxFlows)
 }
 
-// again answers an envelope that was received before: if it was refused then, its sender
-// may not have heard.
+// again answers an envelope that was received before. Its sender may not have heard what
+// was refused around it: all of that is told again, once for a batch, because the answer
+// acknowledges all of it.
 func (run *batchRun) again(tx *store.Tx, f *inflow, e *inbound) error {
-	if e.skipFrom > 0 || f.id == 0 {
+	if f.id == 0 || f.retold {
 		return nil
 	}
-	r := refusal{seq: e.seq, old: true}
-	found, err := tx.One(`SELECT reason FROM mail_refused WHERE inflow = ? AND epoch = ? AND seq = ?`,
-		[]any{f.id, int64(f.epoch), int64(e.seq)}, &r.reason)
+	f.retold = true
+	from := int64(e.first() - min(e.first(), uint64(run.m.cfg.Window)))
+	err := tx.Each(`SELECT seq, reason FROM mail_refused WHERE inflow = ? AND epoch = ? AND seq >= ?`,
+		[]any{f.id, int64(f.epoch), from}, func(scan func(...any) error) error {
+			r := refusal{old: true}
+			var seq int64
+			err := scan(&seq, &r.reason)
+			r.seq = uint64(seq)
+			f.refused = append(f.refused, r)
+			return err
+		})
 	if err != nil {
-		return fmt.Errorf("read refusal: %w", err)
-	}
-	if found {
-		f.refused = append(f.refused, r)
+		return fmt.Errorf("read refusals: %w", err)
 	}
 	return nil
 }

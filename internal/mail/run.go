@@ -226,7 +226,7 @@ func (m *Mailbox) routeNow(d *dest) {
 func (m *Mailbox) attach(d *dest, p *peer) {
 	d.peer = p
 	p.dests[d] = struct{}{}
-	p.failures = max(p.failures, min(d.failures, 1))
+	p.failures = max(p.failures, d.failures)
 	for f := range d.flows {
 		f.ready = false
 		m.ready(f)
