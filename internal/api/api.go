@@ -16,6 +16,7 @@ package api
 import (
 	"context"
 	"log/slog"
+	"math"
 	"net/http"
 	"time"
 
@@ -160,6 +161,7 @@ func (s *Server) Handler(trusted bool) http.Handler {
 func (s *Server) services() table {
 	opts := connect.WithHandlerOptions(
 		connect.WithReadMaxBytes(maxWire),
+		connect.WithCompressMinBytes(math.MaxInt), // answers do not leave the machine
 		connect.WithInterceptors(&interceptor{s}),
 		connect.WithCodec(binaryCodec{}),
 		connect.WithCodec(jsonCodec{"json"}),

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -92,7 +93,7 @@ func BenchmarkPost(b *testing.B) {
 		}
 	}
 	_ = stream.CloseRequest()
-	if err := <-done; err != io.EOF {
+	if err := <-done; !errors.Is(err, io.EOF) {
 		b.Fatal(err)
 	}
 	_ = stream.CloseResponse()
