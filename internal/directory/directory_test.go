@@ -2,6 +2,7 @@ package directory
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"testing"
@@ -67,16 +68,69 @@ func TestFindByText(t *testing.T) {
 	})
 }
 
-func TestMeshOfTwoFindsItselfAtOnce(t *testing.T) {
+func TestConnectedNodesFindEachOtherWithoutDHT(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mesh := meshtest.New(1)
+		a, b := newNode(t, mesh, "a"), newNode(t, mesh, "b")
+		broken := func(m Mesh) Mesh { return noDHT{m} }
+		a.rerun(broken)
+		b.rerun(broken)
+		id := a.agent("echo", "echo")
+		wantNames(t, "find", b.find("echo", false), "echo")
+		other := a.agent("other", "other")
+		if c, err := b.dir.Resolve(t.Context(), other, false); err != nil || c.Name != "other" {
+			t.Errorf("resolve: %v, %v", c.Name, err)
+		}
+		_, err := b.dir.Resolve(t.Context(), testKey(t, "nobody").Agent(), false)
+		wantErr(t, "resolve nobody", err, ErrUnknownAgent)
+		if n, err := a.dir.Refresh(t.Context(), id); n != 0 || !errors.Is(err, errNoDHT) {
+			t.Errorf("refresh: %d, %v", n, err)
+		}
+		if got, want := a.dir.Stats(), (Stats{Hosted: 2}); got != want {
+			t.Errorf("stats %+v, want %+v", got, want)
+		}
+		a.via = nil
+		a.restart()
+		if got, want := a.dir.Stats(), (Stats{Hosted: 2, Published: 2}); got != want {
+			t.Errorf("stats with a DHT %+v, want %+v", got, want)
+		}
+	})
+}
+
+func TestRecordIsPutBackOnNodeThatLostIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		mesh := meshtest.New(1)
 		a, b := newNode(t, mesh, "a"), newNode(t, mesh, "b")
 		id := a.agent("echo", "echo")
-		synctest.Wait() // no time passes
-		wantNames(t, "find", b.find("echo", false), "echo")
-		if _, err := b.dir.Resolve(t.Context(), id, false); err != nil {
-			t.Error(err)
+		settleDown()
+		time.Sleep(10 * time.Minute)
+		b.restart()
+		a.stop()
+		if _, err := b.mesh.GetRecord(t.Context(), "card", id); err != nil {
+			t.Errorf("record: %v", err)
 		}
+		if nodes, err := b.mesh.Providers(t.Context(), "a2a:v1:cap:echo", 5); err != nil || len(nodes) != 1 {
+			t.Errorf("providers: %v, %v", nodes, err)
+		}
+	})
+}
+
+func TestAgentsOfSilentHostsComeLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mesh := meshtest.New(1)
+		a, b, c := newNode(t, mesh, "a"), newNode(t, mesh, "b"), newNode(t, mesh, "c")
+		a.agent("alpha", "echo")
+		b.agent("beta", "echo")
+		settleDown()
+		wantNames(t, "both there", c.find("echo", false), "alpha", "beta")
+		a.stop()
+		time.Sleep(time.Second)
+		wantNames(t, "one off", c.find("echo", true), "beta", "alpha")
+		a.start()
+		synctest.Wait()
+		time.Sleep(10 * time.Second) // it was silent, but has come up since
+		c.dir.finds.put("echo", time.Now(), nil)
+		wantNames(t, "back", c.find("echo", false), "alpha", "beta")
 	})
 }
 
@@ -173,9 +227,13 @@ func TestWithdrawnAgentIsGoneForAll(t *testing.T) {
 			_, err := n.dir.Resolve(t.Context(), id, false)
 			wantErr(t, "resolve", err, ErrWithdrawn)
 		}
+		raw := signCard(t, testKey(t, "agent echo"), time.Now(), func(p *params) { p.Seq = 1 }, "echo")
+		_, _ = a.dir.accept(t.Context(), raw, "", id)
+		_, err := a.dir.Resolve(t.Context(), id, false)
+		wantErr(t, "resolve after an old card came to the host", err, ErrWithdrawn)
 		a.stop() // the tombstone is in the DHT
 		d := newNode(t, mesh, "d")
-		_, err := d.dir.Resolve(t.Context(), id, false)
+		_, err = d.dir.Resolve(t.Context(), id, false)
 		wantErr(t, "late joiner's resolve", err, ErrWithdrawn)
 
 		// The agent may come back, above its tombstone.

@@ -65,6 +65,7 @@ type node struct {
 	keys *keyMap
 	db   *store.DB
 	cfg  Config
+	via  func(Mesh) Mesh // what the directory sees of the mesh; nil: all
 
 	mesh *meshtest.Mesh
 	dir  *Directory
@@ -92,7 +93,11 @@ func newNode(t testing.TB, net *meshtest.Net, name string, change ...func(*Confi
 func (n *node) start() {
 	n.t.Helper()
 	n.mesh = n.net.Node(n.key, testNet)
-	dir, err := New(n.cfg, n.db, n.mesh, n.keys, slog.New(slog.DiscardHandler))
+	var mesh Mesh = n.mesh
+	if n.via != nil {
+		mesh = n.via(mesh)
+	}
+	dir, err := New(n.cfg, n.db, mesh, n.keys, slog.New(slog.DiscardHandler))
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -118,6 +123,7 @@ func (n *node) start() {
 // restart stops the node and starts it with the same keys and database.
 func (n *node) restart() {
 	n.stop()
+	synctest.Wait() // all have seen it go
 	n.start()
 	settleDown()
 }
@@ -232,3 +238,34 @@ func signCard(t testing.TB, key identity.Key, now time.Time, change func(*params
 }
 
 func nodeName(i int) string { return fmt.Sprintf("node-%02d", i) }
+
+// noDHT is a mesh whose DHT does not work.
+type noDHT struct{ Mesh }
+
+var errNoDHT = shoal.NewError(shoal.Unavailable, "no_peers", "no peer is connected", "")
+
+func (noDHT) PutRecord(context.Context, []byte) error { return errNoDHT }
+func (noDHT) Provide(context.Context, string) error   { return errNoDHT }
+func (noDHT) GetRecord(context.Context, string, shoal.AgentID) ([]byte, error) {
+	return nil, errNoDHT
+}
+
+func (noDHT) Providers(context.Context, string, int) ([]shoal.NodeID, error) {
+	return nil, errNoDHT
+}
+
+// fakeRecord is a mesh that has this record for everybody.
+type fakeRecord struct {
+	noDHT
+	raw []byte
+}
+
+func (f fakeRecord) GetRecord(context.Context, string, shoal.AgentID) ([]byte, error) {
+	return f.raw, nil
+}
+
+// rerun restarts the node with another view of the mesh.
+func (n *node) rerun(via func(Mesh) Mesh) {
+	n.via = via
+	n.restart()
+}

@@ -130,8 +130,8 @@ func (d *Directory) seek(ctx context.Context, id shoal.AgentID, fresh bool) erro
 		s.found = cancel // one good answer is enough
 	}
 	s.wg.Go(func() {
-		_, err := d.fromDHT(first, id)
-		s.note(err, true)
+		c, err := d.fromDHT(first, id)
+		s.note(c, err)
 	})
 	s.askHost(first)
 	s.wg.Wait()
@@ -191,27 +191,26 @@ func (s *search) ask(ctx context.Context, node shoal.NodeID) {
 	s.wg.Go(func() {
 		raws, err := s.d.ask(ctx, node, &wire.CardRequest{Did: string(s.id)})
 		switch {
-		case err != nil:
-			s.note(err, false)
+		case err != nil: // silent
 		case len(raws) == 0:
 			s.d.known.doubts(s.id, node, s.start)
 		default:
-			_, err := s.d.accept(ctx, raws[0], node, s.id)
-			s.note(err, true)
+			s.note(s.d.accept(ctx, raws[0], node, s.id))
 		}
 	})
 }
 
-// note takes down the outcome of one question. An answer that was refused is
-// remembered, silence is not.
-func (s *search) note(err error, answer bool) {
+// note takes down the outcome of one question. A tombstone does not end the search: the
+// old host of an agent that has moved serves one.
+func (s *search) note(c *Card, err error) {
 	switch {
 	case err == nil:
-		if s.found != nil {
+		if s.found != nil && !c.withdrawn {
 			s.found()
 		}
 		return
-	case !answer || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded),
+		errors.Is(err, ErrStale), errors.Is(err, ErrConflict):
 		return
 	}
 	switch shoal.KindOf(err) {
@@ -243,12 +242,5 @@ func (d *Directory) fromDHT(ctx context.Context, id shoal.AgentID) (*Card, error
 	if rec.Kind != kindCard || rec.Owner != id {
 		return nil, ErrWrongAgent.With("record of %s %s", rec.Kind, rec.Owner)
 	}
-	c, err := d.accept(ctx, rec.Value, "", id)
-	if err != nil {
-		return nil, err
-	}
-	if c.Seq != rec.Seq {
-		return nil, ErrBadCard.With("sequence number %d in a record of %d", c.Seq, rec.Seq)
-	}
-	return c, nil
+	return d.accept(ctx, rec.Value, "", id)
 }

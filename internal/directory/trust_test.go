@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -407,18 +410,73 @@ func TestCardFromThirdNodeIsCheckedWithItsHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := meshtest.New(1)
 		a, b := newNode(t, net, "a"), newNode(t, net, "b")
+		a.rerun(func(m Mesh) Mesh { return noDHT{m} }) // only the replayer is found in the DHT
 		id := a.agent("echo", "echo")
 		old, _ := a.dir.Knows(id)
 		time.Sleep(time.Minute)
 		if err := a.dir.Publish(t.Context(), spec(id, "echo", "other")); err != nil {
 			t.Fatal(err)
 		}
-		settleDown()
 		// The replayed card is genuine, and older than what b has never seen.
 		liar(t, net, "replayer", "echo", serving(old.Raw))
 		wantNames(t, "the skill that was dropped", b.find("echo", true))
 		wantNames(t, "the skill that is there", b.find("other", true), "echo")
 	})
+}
+
+func TestRecordOfAnotherKindOrOwnerIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newNode(t, meshtest.New(1), "b")
+		key, other := testKey(t, "victim"), testKey(t, "other")
+		now := time.Now()
+		card := signCard(t, key, now, nil, "ocr")
+		record := func(k identity.Key, change func(*shoal.Record)) []byte {
+			r := shoal.Record{Kind: kindCard, Owner: k.Agent(), Seq: 1, NotBefore: now, NotAfter: now.Add(time.Hour), Value: card}
+			change(&r)
+			raw, err := identity.SignRecord(k, testNet, r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return raw
+		}
+		n := 0
+		for name, raw := range map[string][]byte{
+			"kind":    record(key, func(r *shoal.Record) { r.Kind = "name" }),
+			"owner":   record(other, func(*shoal.Record) {}),
+			"value":   record(key, func(r *shoal.Record) { r.Value = signCard(t, other, now, nil, "ocr") }),
+			"expired": record(key, func(r *shoal.Record) { r.NotBefore, r.NotAfter = now.Add(-2*time.Hour), now.Add(-time.Hour) }),
+			"junk":    []byte("junk"),
+			"nothing": nil,
+		} {
+			b.rerun(func(m Mesh) Mesh { return fakeRecord{noDHT{m}, raw} })
+			n++
+			if c, err := b.dir.Resolve(t.Context(), key.Agent(), false); !errors.Is(err, ErrNotVerified) {
+				t.Errorf("%s: got %v, %v", name, c.Agent, err)
+			}
+		}
+		t.Logf("accepted 0 of %d records", n)
+		good := record(key, func(*shoal.Record) {})
+		b.rerun(func(m Mesh) Mesh { return fakeRecord{noDHT{m}, good} })
+		if _, err := b.dir.Resolve(t.Context(), key.Agent(), false); err != nil {
+			t.Errorf("the control: %v", err)
+		}
+	})
+}
+
+func TestFrameIsBoundedBeforeItIsRead(t *testing.T) {
+	body := bytes.Repeat([]byte("x"), maxRequest+1)
+	for name, r := range map[string]io.Reader{
+		"declared": iotest.TimeoutReader(bytes.NewReader(binary.AppendUvarint(nil, 1<<40))),
+		"one more": bytes.NewReader(append(binary.AppendUvarint(nil, uint64(len(body))), body...)),
+	} {
+		if err := readFrame(r, maxRequest, &wire.CardRequest{}); !errors.Is(err, errBadFrame) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	short := append(binary.AppendUvarint(nil, 100), "short"...)
+	if err := readFrame(bytes.NewReader(short), maxRequest, &wire.CardRequest{}); !errors.Is(err, io.EOF) {
+		t.Errorf("short frame: %v", err)
+	}
 }
 
 func TestResolveSaysWhy(t *testing.T) {
