@@ -108,5 +108,11 @@ func AsError(err error) *Error {
 	return NewError(Internal, "internal", err.Error(), "")
 }
 
-// KindOf returns the kind of the first Error in err's chain, [Internal] if there is none.
-func KindOf(err error) Kind { return AsError(err).Kind }
+// KindOf returns the kind of the first Error in err's chain, [Internal] if there is none,
+// also for nil.
+func KindOf(err error) Kind {
+	if err == nil {
+		return Internal
+	}
+	return AsError(err).Kind
+}
