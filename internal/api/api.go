@@ -36,6 +36,7 @@ const (
 	maxHeader    = 16 << 10 // bytes of a request's headers
 	maxStreams   = 128      // concurrent HTTP/2 streams of one connection
 	maxInFlight  = 4096     // requests being served, of all connections
+	maxConns     = 512      // TCP connections; more wait to be accepted
 	headerWait   = 5 * time.Second
 	bodyWait     = 10 * time.Second // for the request of a call that is no client stream
 	idleWait     = 60 * time.Second

@@ -4,23 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
-	"os"
 	"sync"
 	"time"
 
+	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoalmesh/shoal"
 )
-
-// maxSocketPath is what sockaddr_un holds on macOS, less its final zero; Linux has four more.
-const maxSocketPath = 103
-
-var errSocketTaken = shoal.NewError(shoal.Conflict, "socket_taken", "the API's socket cannot be made",
-	"stop the other daemon with `shoal down`, or choose another --home")
 
 // Run serves unix, the trusted socket, and tcp, loopback HTTP; either may be nil. It
 // takes over the listeners. When ctx ends it stops: streams end with shutting_down,
@@ -48,7 +41,8 @@ func (s *Server) Run(ctx context.Context, unix, tcp net.Listener) error {
 		serve(unix, s.sameUser(s.Handler(true)))
 	}
 	if tcp != nil {
-		serve(tcp, s.Handler(false))
+		// Whoever is on this machine may connect; they shall not use up the daemon's files.
+		serve(netutil.LimitListener(tcp, maxConns), s.Handler(false))
 	}
 	group.Go(func() error {
 		<-ctx.Done()
@@ -56,36 +50,6 @@ func (s *Server) Run(ctx context.Context, unix, tcp net.Listener) error {
 		return s.shutdown(servers)
 	})
 	return group.Wait()
-}
-
-// ListenUnix makes the socket at path with mode 0600, in place of one that a dead daemon
-// left. Its directory is open to nobody else, which also covers the moment before the
-// mode is set.
-func ListenUnix(path string) (net.Listener, error) {
-	if len(path) > maxSocketPath {
-		return nil, shoal.NewError(shoal.Invalid, "socket_path_too_long",
-			fmt.Sprintf("the path of the socket has %d bytes: %s", len(path), path),
-			fmt.Sprintf("choose a data dir with a shorter path (--home): %d bytes are allowed", maxSocketPath))
-	}
-	if info, err := os.Lstat(path); err == nil {
-		if info.Mode().Type() != fs.ModeSocket {
-			return nil, errSocketTaken.With("%s is no socket", path)
-		}
-		if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-			return nil, errors.Join(errSocketTaken.With("%s answers", path), c.Close())
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("remove the dead socket %s: %w", path, err)
-		}
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listen on socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("close the socket to others: %w", err), l.Close())
-	}
-	return l, nil
 }
 
 // checkLoopback refuses to serve other machines: that needs TLS, which this version

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -155,52 +155,40 @@ func TestShutdownIsAnsweredFirst(t *testing.T) {
 }
 
 func TestBrokenListenerIsTheError(t *testing.T) {
-	l, err := ListenUnix(filepath.Join(shortDir(t), "s"))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	l.Close()
-	if err := New(Config{}, services(&fake{}), discard()).Run(testContext(t), l, nil); err == nil || !strings.Contains(err.Error(), "serve") {
+	if err := New(Config{}, services(&fake{}), discard()).Run(testContext(t), nil, l); err == nil || !strings.Contains(err.Error(), "serve") {
 		t.Errorf("got %v", err)
 	}
 }
 
-func shortDir(t *testing.T) string {
-	dir, err := os.MkdirTemp("", "shoal")
-	if err != nil {
-		t.Fatal(err)
+// TestManyIdleConnectionsKeepNobodyOut fills the places for connections with ones that
+// say nothing; the socket answers at once, and HTTP when the first of them leaves.
+func TestManyIdleConnectionsKeepNobodyOut(t *testing.T) {
+	r := start(t, &fake{}, nil)
+	var idle []net.Conn
+	for range maxConns {
+		c, err := net.Dial("tcp", r.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		idle = append(idle, c)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
-func TestListenUnix(t *testing.T) {
-	path := filepath.Join(shortDir(t), "s")
-	first, err := ListenUnix(path)
-	if err != nil {
-		t.Fatal(err)
+	if _, err := r.clients(r.http(true, false)).node.Peers(testContext(t), connect.NewRequest(&shoalv1.PeersRequest{})); err != nil {
+		t.Errorf("socket: %v", err)
 	}
-	if _, err := ListenUnix(path); shoal.AsError(err).Reason != "socket_taken" {
-		t.Errorf("second daemon: got %v", err)
-	}
-	first.(interface{ SetUnlinkOnClose(bool) }).SetUnlinkOnClose(false) // a crash
-	first.Close()
-	second, err := ListenUnix(path)
-	if err != nil {
-		t.Fatalf("after a crash: %v", err)
-	}
-	second.Close()
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := ListenUnix(path); shoal.AsError(err).Reason != "socket_taken" {
-		t.Errorf("a file in its place: got %v", err)
-	}
-	if _, err := os.Stat(path); err != nil {
-		t.Errorf("the file is gone: %v", err)
-	}
-	if _, err := ListenUnix("/" + strings.Repeat("x", 200)); shoal.AsError(err).Reason != "socket_path_too_long" {
-		t.Errorf("long path: got %v", err)
+	answer := make(chan error, 1)
+	go func() {
+		_, err := r.clients(r.http(false, false)).node.Peers(testContext(t), connect.NewRequest(&shoalv1.PeersRequest{}))
+		answer <- err
+	}()
+	idle[0].Close()
+	if err := <-answer; err != nil {
+		t.Errorf("http: %v", err)
 	}
 }
 
