@@ -264,6 +264,18 @@ func (f fakeRecord) GetRecord(context.Context, string, shoal.AgentID) ([]byte, e
 	return f.raw, nil
 }
 
+// slowRecords is a mesh whose DHT takes a second to find a record.
+type slowRecords struct{ Mesh }
+
+func (s slowRecords) GetRecord(ctx context.Context, kind string, owner shoal.AgentID) ([]byte, error) {
+	select {
+	case <-time.After(time.Second):
+		return s.Mesh.GetRecord(ctx, kind, owner)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
 // rerun restarts the node with another view of the mesh.
 func (n *node) rerun(via func(Mesh) Mesh) {
 	n.via = via
