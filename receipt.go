@@ -198,6 +198,10 @@ func (p *receiptParser) agent(n protowire.Number, name string) AgentID {
 		p.fail("%s has %d bytes, want %d", name, len(b), ed25519.PublicKeySize)
 		return ""
 	}
+	if CheckKey(b) != nil {
+		p.fail("%s is a weak key", name)
+		return ""
+	}
 	return AgentIDOf(b)
 }
 

@@ -109,6 +109,8 @@ func TestVerifyReceiptRefusesForgeries(t *testing.T) {
 		"no requester":            change(func(b *wire.ReceiptBody) { b.Requester = nil }),
 		"requester of 31 bytes":   change(func(b *wire.ReceiptBody) { b.Requester = b.Requester[:31] }),
 		"doer of 33 bytes":        change(func(b *wire.ReceiptBody) { b.Doer = append(bytes.Clone(b.Doer), 0) }),
+		"weak requester":          change(func(b *wire.ReceiptBody) { b.Requester = make([]byte, 32) }),
+		"weak doer":               change(func(b *wire.ReceiptBody) { b.Doer = append([]byte{1}, make([]byte, 31)...) }),
 		"no task id":              change(func(b *wire.ReceiptBody) { b.TaskId = "" }),
 		"task id of 256":          change(func(b *wire.ReceiptBody) { b.TaskId = strings.Repeat("x", 256) }),
 		"task id not UTF-8":       bytes.Replace(control, []byte("t-1"), []byte("t\xff1"), 1),
