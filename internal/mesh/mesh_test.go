@@ -165,8 +165,8 @@ func TestJoinByInviteAndEcho(t *testing.T) {
 			t.Errorf("echo = %q, %v, want hello", got, err)
 		}
 		path, rtt, err := pair[0].Ping(t.Context(), pair[1].ID())
-		if path != "quic" || rtt <= 0 || err != nil {
-			t.Errorf("Ping = %q, %v, %v, want quic", path, rtt, err)
+		if path == "" || rtt <= 0 || err != nil {
+			t.Errorf("Ping = %q, %v, %v", path, rtt, err)
 		}
 	}
 }

@@ -51,7 +51,22 @@ func mesh3(t *testing.T) [3]*testNode {
 			}
 		}
 	}
+	n[0].knows(t, 2)
 	return n
+}
+
+// knows waits until n's routing table has as many peers: a node that joined is told to
+// others only then, and Join waits for the other direction only.
+func (n *testNode) knows(t testing.TB, peers int) {
+	t.Helper()
+	deadline := time.After(n.patience)
+	for n.dht.RoutingTable().Size() < peers {
+		select {
+		case <-n.routed:
+		case <-deadline:
+			t.Fatalf("%d peers in the routing table, want %d", n.dht.RoutingTable().Size(), peers)
+		}
+	}
 }
 
 func TestRecordReachesAllAndTheNewestWins(t *testing.T) {
