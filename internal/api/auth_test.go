@@ -2,10 +2,12 @@ package api
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -17,9 +19,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-
-	"bytes"
-	"net"
 
 	shoalv1 "github.com/shoalmesh/shoal/gen/shoal/v1"
 )
@@ -72,7 +71,7 @@ func TestNothingAnswersWithoutTheToken(t *testing.T) {
 					body, _ := io.ReadAll(resp.Body)
 					resp.Body.Close()
 					isGRPC := method == "POST" && ctype == "application/grpc"
-					if !isGRPC && (resp.StatusCode != 401 || resp.Header.Get("WWW-Authenticate") == "" || !strings.Contains(string(body), "unauthenticated")) ||
+					if !isGRPC && (resp.StatusCode != http.StatusUnauthorized || resp.Header.Get("WWW-Authenticate") == "" || !strings.Contains(string(body), "unauthenticated")) ||
 						isGRPC && resp.Trailer.Get("Grpc-Status") != "16" {
 						t.Errorf("%s %s as %s with token %s: got %d %v %s", method, path, ctype, name, resp.StatusCode, resp.Trailer, body)
 					}
@@ -212,8 +211,12 @@ func TestOddH2Requests(t *testing.T) {
 	auth := [2]string{"authorization", "Bearer " + secret}
 	base := func(path string, more ...[2]string) [][2]string {
 		return append([][2]string{
-			{":method", "POST"}, {":scheme", "http"}, {":authority", r.addr}, {":path", path},
-			{"content-type", "application/grpc"}, {"te", "trailers"},
+			{":method", "POST"},
+			{":scheme", "http"},
+			{":authority", r.addr},
+			{":path", path},
+			{"content-type", "application/grpc"},
+			{"te", "trailers"},
 		}, more...)
 	}
 	if got := r.h2(t, base("/shoal.v1.NodeService/Status", auth)); got[":status"] != "200" || got["grpc-status"] == "16" {
@@ -354,8 +357,10 @@ func TestHugeBodiesAreRefused(t *testing.T) {
 
 func TestTooManyCallsAreRefused(t *testing.T) {
 	s := make(slots, 2)
-	if !s.take() || !s.take() || s.take() {
-		t.Error("two slots, and not three, were wanted")
+	for i, want := range []bool{true, true, false} {
+		if got := s.take(); got != want {
+			t.Errorf("slot %d of two: got %v", i+1, got)
+		}
 	}
 	s.give()
 	if !s.take() {

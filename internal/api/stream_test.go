@@ -192,8 +192,10 @@ func TestAttach(t *testing.T) {
 	}
 	key := shoal.TaskKey{Requester: bob, ID: "t7"}
 	msg := a2a.NewMessage(a2a.MessageRoleUser, a2a.NewTextPart("do"), a2a.NewDataPart(map[string]any{"n": 1.0}))
-	s.events <- worker.Event{Assignment: &shoal.Assignment{Key: key, Agent: alice, Skill: "ocr", Attempt: 2, Class: shoal.Live,
-		Message: msg, History: []*a2a.Message{msg}, Deadline: time.Unix(9, 0)}}
+	s.events <- worker.Event{Assignment: &shoal.Assignment{
+		Key: key, Agent: alice, Skill: "ocr", Attempt: 2, Class: shoal.Live,
+		Message: msg, History: []*a2a.Message{msg}, Deadline: time.Unix(9, 0),
+	}}
 	s.events <- worker.Event{Input: &worker.Input{Key: key, Message: msg}}
 	s.events <- worker.Event{Cancel: &worker.Cancel{Key: key, Reason: "canceled"}}
 	a := next().GetAssignment()
@@ -257,8 +259,10 @@ func TestReportStreamKeepsOrder(t *testing.T) {
 	r := start(t, f, nil)
 	stream := r.clients(r.http(true, true)).worker.ReportStream(testContext(t))
 	for i := range n {
-		req := &shoalv1.ReportRequest{Session: "sess", TaskId: "t1", Requester: string(own),
-			Chunk: &shoalv1.TextChunk{ArtifactId: "a", Offset: int64(i), Text: "x"}}
+		req := &shoalv1.ReportRequest{
+			Session: "sess", TaskId: "t1", Requester: string(own),
+			Chunk: &shoalv1.TextChunk{ArtifactId: "a", Offset: int64(i), Text: "x"},
+		}
 		if i%10 == 9 {
 			req = completed(fmt.Sprintf("t%d", i))
 		}

@@ -105,7 +105,7 @@ func createToken(path string) error {
 	if err != nil {
 		return fmt.Errorf("make token file: %w", err)
 	}
-	defer os.Remove(tmp.Name())
+	defer func() { _ = os.Remove(tmp.Name()) }() // gone already if all went well
 
 	_, err = tmp.WriteString(base64.RawURLEncoding.EncodeToString(secret[:]) + "\n")
 	if err := errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
