@@ -73,6 +73,12 @@ func reportChange(rep shoal.Report) (change, error) {
 	if rep.State == a2a.TaskStateSubmitted {
 		return change{}, ErrIllegal.With("a worker cannot report SUBMITTED")
 	}
+	if rep.State.Terminal() && rep.Message != nil {
+		// A worker names its reason in the status message's metadata.
+		if reason, ok := rep.Message.Metadata["reason"].(string); ok {
+			c.reason = clip(reason)
+		}
+	}
 	if rep.State != a2a.TaskStateUnspecified {
 		raw, err := encodeStatus(rep.State, rep.Message, now())
 		if err != nil {
