@@ -276,6 +276,21 @@ func (s slowRecords) GetRecord(ctx context.Context, kind string, owner shoal.Age
 	}
 }
 
+// dragging is a mesh whose look-ups find what they find at once but do not end.
+type dragging struct{ Mesh }
+
+func (d dragging) GetRecord(ctx context.Context, kind string, owner shoal.AgentID) ([]byte, error) {
+	raw, err := d.Mesh.GetRecord(ctx, kind, owner)
+	<-ctx.Done()
+	return raw, err
+}
+
+func (d dragging) Providers(ctx context.Context, key string, limit int) ([]shoal.NodeID, error) {
+	nodes, err := d.Mesh.Providers(ctx, key, limit)
+	<-ctx.Done()
+	return nodes, err
+}
+
 // rerun restarts the node with another view of the mesh.
 func (n *node) rerun(via func(Mesh) Mesh) {
 	n.via = via

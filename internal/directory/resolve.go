@@ -130,8 +130,7 @@ func (d *Directory) seek(ctx context.Context, id shoal.AgentID, fresh bool) erro
 		s.found = cancel // one good answer is enough
 	}
 	s.wg.Go(func() {
-		c, err := d.fromDHT(first, id)
-		s.note(c, err)
+		s.note(d.fromDHT(first, id, fresh))
 	})
 	s.askHost(first)
 	s.wg.Wait()
@@ -227,11 +226,24 @@ func (s *search) note(c *Card, err error) {
 	}
 }
 
-// fromDHT takes in the newest record of an agent's card that the DHT has.
-func (d *Directory) fromDHT(ctx context.Context, id shoal.AgentID) (*Card, error) {
-	ctx, cancel := context.WithTimeout(ctx, d.cfg.LookupTimeout)
-	defer cancel()
-	raw, err := d.mesh.GetRecord(ctx, kindCard, id)
+// fromDHT takes in the newest record of an agent's card that the DHT has; if it is not
+// patient, the newest that the DHT finds quickly, if it does.
+func (d *Directory) fromDHT(ctx context.Context, id shoal.AgentID, patient bool) (*Card, error) {
+	times := []time.Duration{min(quickLookup, d.cfg.LookupTimeout), d.cfg.LookupTimeout}
+	if patient {
+		times = times[1:]
+	}
+	var raw []byte
+	var err error
+	for _, t := range times {
+		lookup, cancel := context.WithTimeout(ctx, t)
+		raw, err = d.mesh.GetRecord(lookup, kindCard, id)
+		complete := lookup.Err() == nil
+		cancel()
+		if err == nil || complete || ctx.Err() != nil {
+			break
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("look up card of %s: %w", id, err)
 	}
