@@ -97,6 +97,25 @@ func BenchmarkNewStream(b *testing.B) {
 	}
 }
 
+// BenchmarkNewStreamFloor is the same without us: libp2p's stream between the same hosts.
+func BenchmarkNewStreamFloor(b *testing.B) {
+	x, y := pairOf(b, quicOnly)
+	buf := make([]byte, 64)
+	for b.Loop() {
+		s, err := y.host.NewStream(b.Context(), x.self, echoProto)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := s.Write(buf); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(s, buf); err != nil {
+			b.Fatal(err)
+		}
+		s.Close()
+	}
+}
+
 // BenchmarkStart is New, Bind and Close; it reports the resident memory of the process
 // with one idle node.
 func BenchmarkStart(b *testing.B) {
@@ -160,6 +179,41 @@ func BenchmarkLookup(b *testing.B) {
 	b.Run("put", func(b *testing.B) {
 		for seq := uint64(2); b.Loop(); seq++ {
 			if err := x.PutRecord(b.Context(), card(b, x.key, seq)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// BenchmarkFind50 searches among 50 nodes of one process, five of which provide.
+func BenchmarkFind50(b *testing.B) {
+	var nodes []*testNode
+	for i := range 50 {
+		n := start(b, newKey(b), quicOnly)
+		if i > 0 {
+			if _, err := n.Join(b.Context(), nodes[i/3].Addrs()); err != nil {
+				b.Fatal(err)
+			}
+		}
+		nodes = append(nodes, n)
+	}
+	asker := nodes[40]
+	asker.knows(b, 15)
+	for _, n := range nodes[10:15] {
+		if err := errors.Join(n.Provide(b.Context(), "cap"), n.PutRecord(b.Context(), card(b, n.key, 1))); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.Run("providers", func(b *testing.B) {
+		for b.Loop() {
+			if got, err := asker.Providers(b.Context(), "cap", 0); err != nil || len(got) != 5 {
+				b.Fatal(got, err)
+			}
+		}
+	})
+	b.Run("get", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := asker.GetRecord(b.Context(), "card", nodes[10].key.Agent()); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -247,12 +247,15 @@ func probe(netw, addr string) (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, l.Close()
 }
 
+// wsaAddrInUse is Windows' word for EADDRINUSE; elsewhere no error has this number.
+const wsaAddrInUse = syscall.Errno(10048)
+
 func bindError(a ma.Multiaddr, err error) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		return shoal.NewError(shoal.Denied, "port_denied", "listen on "+a.String(),
 			"use a port above 1023").Because(err)
-	case errors.Is(err, syscall.EADDRINUSE):
+	case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, wsaAddrInUse):
 		return ErrPortBusy.With("%s", a).Because(err)
 	}
 	return shoal.NewError(shoal.Invalid, "bad_listen", "listen on "+a.String(),

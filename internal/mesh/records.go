@@ -62,6 +62,7 @@ func (m *Mesh) newTable(h host.Host) (*table, error) {
 		dht.Validator(check),
 		dht.Datastore(store),
 		dht.MaxRecordAge(recordAge),
+		dht.ProviderManagerOpts(dhtrecords.ProvideValidity(recordAge)),
 	)
 	if err != nil {
 		return nil, err
