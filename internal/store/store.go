@@ -34,8 +34,9 @@ const File = "shoal.db"
 
 const (
 	lockFile   = "lock"
-	maxReaders = 4        // read connections; each costs about a megabyte
-	checkUpTo  = 64 << 20 // bytes: larger files are not checked page by page at start
+	maxReaders = 4                   // read connections; each costs about a megabyte
+	checkUpTo  = 64 << 20            // bytes: larger files are not checked page by page at start
+	logSize    = 32 + 1100*(24+4096) // bytes: SQLite begins the log anew after 1000 pages (wal_autocheckpoint)
 )
 
 // Errors that callers test for.
@@ -123,7 +124,30 @@ func Open(cfg Config, schemas []Schema, log *slog.Logger) (_ *DB, err error) {
 	if err := db.migrate(schemas); err != nil {
 		return nil, db.explain(err)
 	}
+	db.growLog()
 	return db, nil
+}
+
+// growLog writes zeros behind the write-ahead log up to the size at which it is used
+// again from the start. A commit then overwrites blocks that the file has already, and
+// waits for its data only, not for the file system's own journal: half the time or less.
+// Recovery ends at the first frame without the log's salt, so zeros mean nothing to it.
+func (db *DB) growLog() {
+	f, err := os.OpenFile(db.path+"-wal", os.O_WRONLY, 0)
+	if err != nil {
+		return // no log yet: nothing is lost but time
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil || fi.Size() >= logSize {
+		return
+	}
+	if _, err := f.WriteAt(make([]byte, logSize-fi.Size()), fi.Size()); err == nil {
+		err = f.Sync()
+	}
+	if err != nil {
+		db.log.Debug("write-ahead log not grown", "err", err)
+	}
 }
 
 // prepareFile makes an empty file of the right mode, or looks at the one that is there.

@@ -288,10 +288,16 @@ func TestDamageIsNamed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i := range 200 {
-			if err := insert(db, strings.Repeat(strconv.Itoa(i), 200)); err != nil {
-				t.Fatal(err)
+		err = db.Update(context.Background(), func(tx *store.Tx) error {
+			for i := range 200 {
+				if _, err := tx.Exec(`INSERT INTO rows (body) VALUES (?)`, strings.Repeat(strconv.Itoa(i), 200)); err != nil {
+					return err
+				}
 			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
 		if err := db.Close(); err != nil {
 			t.Fatal(err)
