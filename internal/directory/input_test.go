@@ -133,7 +133,7 @@ func TestNearest(t *testing.T) {
 		"orc":       {"ocr"},
 		"OCR":       {"ocr"},
 		"translat":  {"translate"},
-		"transalte": {"translate"},
+		"tarnslate": {"translate"},
 		"trans":     {"transcribe", "translate"},
 		"ehco":      {"Echo"},
 		"summarize": {"summarise"},
