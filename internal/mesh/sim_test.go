@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/x/simlibp2p"
 	"github.com/marcopolo/simnet"
 
@@ -155,6 +156,28 @@ func TestSimRecordsSpreadOver12Nodes(t *testing.T) {
 		defer cancel()
 		if _, _, err := nodes[11].Ping(ctx, nodes[7].ID()); err != nil {
 			t.Errorf("ping of a node known through the DHT: %v", err)
+		}
+	})
+}
+
+func TestSimStrangerIsTurnedAway(t *testing.T) {
+	simulate(t, func(t *testing.T, s *simulation) {
+		a := s.node(newKey(t), nil)
+		b := s.node(newKey(t), func(c *Config) { c.Network = "other" })
+		info := peer.AddrInfo{ID: a.self, Addrs: a.host.Addrs()}
+		if err := b.host.Connect(t.Context(), info); err != nil { // as a node that does not look
+			t.Fatal(err)
+		}
+		time.Sleep(strangerGrace / 2)
+		if n := len(a.host.Network().Peers()); n != 1 {
+			t.Errorf("%d peers in the time of grace, want 1", n)
+		}
+		if n := len(a.Peers()); n != 0 {
+			t.Errorf("%d peers of this network, want none", n)
+		}
+		time.Sleep(strangerGrace)
+		if n := len(a.host.Network().Peers()); n != 0 {
+			t.Errorf("%d peers after it, want none", n)
 		}
 	})
 }

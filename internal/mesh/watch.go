@@ -17,6 +17,10 @@ import (
 // keepTag keeps the connection manager from cutting a peer that is to stay.
 const keepTag = "shoal/keep"
 
+// strangerGrace is how long a node of another network stays connected: long enough for
+// it to learn from our identify message why it is turned away.
+const strangerGrace = 2 * time.Second
+
 // keeper is the state of Run: who is up, and whom to dial again when. Only Run's
 // goroutine touches it.
 type keeper struct {
@@ -25,6 +29,8 @@ type keeper struct {
 	up   map[peer.ID]bool
 	kept map[peer.ID]*kept
 	done chan dialed
+
+	strangers map[peer.ID]time.Time // of other networks, and when to turn them away
 }
 
 // kept is a peer that is to stay connected.
@@ -61,7 +67,7 @@ func (m *Mesh) watch(ctx context.Context) error {
 	k := &keeper{
 		mesh: m, host: h,
 		up: make(map[peer.ID]bool), kept: make(map[peer.ID]*kept),
-		done: make(chan dialed, maxRemembered),
+		done: make(chan dialed, maxRemembered), strangers: make(map[peer.ID]time.Time),
 	}
 	for _, ai := range boot {
 		k.keep(ai)
@@ -91,6 +97,7 @@ func (k *keeper) loop(ctx context.Context, sub event.Subscription) error {
 			k.dialed(r)
 		case <-timer.C:
 		}
+		k.turnAway(time.Now())
 		k.dialDue(ctx, time.Now())
 		timer.Reset(k.untilNext(time.Now()))
 	}
@@ -107,7 +114,7 @@ func (k *keeper) event(e any) {
 	}
 }
 
-// identified takes in a peer that said who it is, or shows it the door.
+// identified takes in a peer that said who it is, or notes that it is to leave.
 func (k *keeper) identified(p peer.ID) {
 	if k.up[p] || k.host.Network().Connectedness(p) != network.Connected {
 		return
@@ -118,7 +125,7 @@ func (k *keeper) identified(p peer.ID) {
 	case k.mesh.version():
 	default:
 		k.mesh.log.Debug("peer of another network", "peer", p)
-		_ = k.host.Network().ClosePeer(p)
+		k.strangers[p] = time.Now().Add(strangerGrace)
 		return
 	}
 	k.up[p] = true
@@ -130,6 +137,7 @@ func (k *keeper) identified(p peer.ID) {
 }
 
 func (k *keeper) gone(p peer.ID) {
+	delete(k.strangers, p)
 	if k.up[p] {
 		delete(k.up, p)
 		k.tell(p, false)
@@ -176,6 +184,15 @@ func (k *keeper) keep(ai peer.AddrInfo) {
 	}
 }
 
+func (k *keeper) turnAway(now time.Time) {
+	for p, when := range k.strangers {
+		if !when.After(now) {
+			delete(k.strangers, p)
+			_ = k.host.Network().ClosePeer(p)
+		}
+	}
+}
+
 func (k *keeper) dialDue(ctx context.Context, now time.Time) {
 	for p, e := range k.kept {
 		if e.dialing || e.next.IsZero() || e.next.After(now) {
@@ -215,6 +232,9 @@ func (k *keeper) untilNext(now time.Time) time.Duration {
 		if !e.next.IsZero() {
 			wait = min(wait, max(0, e.next.Sub(now)))
 		}
+	}
+	for _, when := range k.strangers {
+		wait = min(wait, max(0, when.Sub(now)))
 	}
 	return wait
 }
