@@ -122,7 +122,8 @@ func (m *Mailbox) advance(f *flow, have uint64, calls []heard) []heard {
 	for f.refusals[acked+1] != "" {
 		acked++
 	}
-	if have > f.posted {
+	if have > f.posted && !f.warned {
+		f.warned = true
 		m.log.Error("a receiver has mail that this database never sent: was an old copy of it put back without `shoal restore`?",
 			"agent", m.ids.agent(f.meta.to), "topic", f.meta.topic, "have", have, "posted", f.posted)
 	}

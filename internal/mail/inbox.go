@@ -40,63 +40,100 @@ var ErrBadCursor = shoal.NewError(shoal.Invalid, "bad_cursor", "the cursor is ma
 // maxPage bounds a page of letters.
 const maxPage = 1000
 
-// inbox counts the letters of agents, so that receiving one needs no query. Only
-// transactions use it.
+// inbox is what the letter handler remembers of the tables between transactions. Only
+// the writer uses it.
 type inbox struct {
 	mu    sync.Mutex
-	count map[key]*quota
+	boxes map[key]*box
+	last  uint64 // the highest cursor given away, 0 before the first letter
 }
 
-func (b *inbox) init() { b.count = make(map[key]*quota) }
+// box is one agent's row of mail_box and how many letters wait in it.
+type box struct {
+	id int64
+	quota
+}
 
+func (b *inbox) init() { b.boxes = make(map[key]*box) }
+
+// add counts letters in or out; an agent that is not remembered is counted when it is.
 func (b *inbox) add(k key, rows int, bytes int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if q := b.count[k]; q != nil {
+	if q := b.boxes[k]; q != nil {
 		q.rows, q.bytes = q.rows+rows, q.bytes+bytes
 	}
+}
+
+func (b *inbox) forget(k key) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.boxes, k)
 }
 
 // receiveLetter is the handler of [TopicLetter].
 func (m *Mailbox) receiveLetter(tx *store.Tx, env shoal.Envelope) error {
 	to, _ := m.ids.key(env.To)
 	from, _ := m.ids.key(env.From)
-	if err := m.inboxRoom(tx, to, len(env.Body)); err != nil {
-		return err
-	}
 	body := env.Body
 	if body == nil {
 		body = []byte{}
 	}
-	_, err := tx.Exec(`INSERT INTO mail_letter (recipient, sender, envelope, created_ms, received_ms, body) VALUES (?, ?, ?, ?, ?, ?)`,
-		to[:], from[:], env.ID[:], env.Created.UnixMilli(), time.Now().UnixMilli(), body)
+	tx.OnRollback(func() { m.inbox.forget(to) })
+	box, cursor, err := m.place(tx, to, len(body))
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(`INSERT INTO mail_letter (id, box, sender, envelope, created_ms, received_ms, body) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+		int64(cursor), box, from[:], env.ID[:], env.Created.UnixMilli(), time.Now().UnixMilli(), body)
 	if err != nil {
 		return fmt.Errorf("store letter: %w", err)
 	}
 	m.inbox.add(to, 1, int64(len(body)))
-	tx.OnRollback(func() { m.inbox.add(to, -1, -int64(len(body))) })
 	return nil
 }
 
-// inboxRoom returns an Exhausted error when the agent should read its mail first.
-func (m *Mailbox) inboxRoom(tx *store.Tx, to key, size int) error {
+// place returns where the next letter of an agent goes, or an Exhausted error when the
+// agent should read its mail first.
+func (m *Mailbox) place(tx *store.Tx, to key, size int) (boxID int64, cursor uint64, err error) {
 	b := &m.inbox
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	q := b.count[to]
-	if q == nil {
-		q = &quota{}
-		_, err := tx.One(`SELECT count(*), coalesce(sum(length(body)), 0) FROM mail_letter WHERE recipient = ?`,
-			[]any{to[:]}, &q.rows, &q.bytes)
+	if b.last == 0 {
+		var last int64
+		_, err := tx.One(`SELECT max((SELECT coalesce(max(id), 0) FROM mail_letter), (SELECT coalesce(max(acked), 0) FROM mail_box))`, nil, &last)
 		if err != nil {
-			return fmt.Errorf("count letters: %w", err)
+			return 0, 0, fmt.Errorf("read the last cursor: %w", err)
 		}
-		b.count[to] = q
+		b.last = uint64(last)
+	}
+	q := b.boxes[to]
+	if q == nil {
+		if q, err = openBox(tx, to); err != nil {
+			return 0, 0, fmt.Errorf("open letter box: %w", err)
+		}
+		b.boxes[to] = q
 	}
 	if q.rows >= m.cfg.MaxInbox || q.bytes+int64(size) > m.cfg.MaxInboxBytes {
-		return shoal.NewError(shoal.Exhausted, reasonInboxFull, "the inbox is full", "acknowledge letters")
+		return 0, 0, shoal.NewError(shoal.Exhausted, reasonInboxFull, "the inbox is full", "acknowledge letters")
 	}
-	return nil
+	b.last++ // not given back on a roll back: cursors may have holes
+	return q.id, b.last, nil
+}
+
+func openBox(tx *store.Tx, to key) (*box, error) {
+	q := &box{}
+	found, err := tx.One(`SELECT id FROM mail_box WHERE recipient = ?`, []any{to[:]}, &q.id)
+	if err != nil {
+		return nil, err
+	}
+	if !found {
+		q.id, err = tx.Insert(`INSERT INTO mail_box (recipient) VALUES (?)`, to[:])
+		return q, err
+	}
+	_, err = tx.One(`SELECT count(*), coalesce(sum(length(body)), 0) FROM mail_letter WHERE box = ?`,
+		[]any{q.id}, &q.rows, &q.bytes)
+	return q, err
 }
 
 // Inbox returns the letters of an agent with a cursor above after, oldest first, at most
@@ -112,7 +149,7 @@ func (m *Mailbox) Inbox(ctx context.Context, agent shoal.AgentID, after uint64, 
 		letters = letters[:0]
 		size := 0
 		err := tx.Each(`SELECT id, sender, envelope, created_ms, received_ms, body FROM mail_letter
-			WHERE recipient = ? AND id > ? ORDER BY id LIMIT ?`, []any{to[:], int64(after), limit},
+			WHERE box = (SELECT id FROM mail_box WHERE recipient = ?) AND id > ? ORDER BY id LIMIT ?`, []any{to[:], int64(after), limit},
 			func(scan func(...any) error) error {
 				l := Letter{To: agent}
 				var from, id []byte
@@ -148,19 +185,27 @@ func (m *Mailbox) Ack(ctx context.Context, agent shoal.AgentID, cursors []uint64
 		return ErrNotHosted.With("%.80q", string(agent))
 	}
 	err := m.db.Update(ctx, func(tx *store.Tx) error {
+		var box int64
+		found, err := tx.One(`SELECT id FROM mail_box WHERE recipient = ?`, []any{to[:]}, &box)
+		if err != nil || !found {
+			return err
+		}
+		last := uint64(0)
 		for _, c := range cursors {
 			var size int64
-			found, err := tx.One(`DELETE FROM mail_letter WHERE id = ? AND recipient = ? RETURNING length(body)`,
-				[]any{int64(min(c, noExpiry)), to[:]}, &size)
+			found, err := tx.One(`DELETE FROM mail_letter WHERE id = ? AND box = ? RETURNING length(body)`,
+				[]any{int64(min(c, noExpiry)), box}, &size)
 			if err != nil {
 				return err
 			}
 			if found {
+				last = max(last, c)
 				m.inbox.add(to, -1, -size)
-				tx.OnRollback(func() { m.inbox.add(to, 1, size) })
 			}
 		}
-		return nil
+		tx.OnRollback(func() { m.inbox.forget(to) })
+		_, err = tx.Exec(`UPDATE mail_box SET acked = max(acked, ?) WHERE id = ?`, int64(last), box)
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("acknowledge letters: %w", err)

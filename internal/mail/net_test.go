@@ -19,14 +19,13 @@ import (
 type netw struct {
 	tcp bool
 
-	mu    sync.Mutex
-	nodes map[shoal.NodeID]*node
-	hosts map[shoal.AgentID]shoal.NodeID
-	dead  map[shoal.NodeID]bool
-	wrap  func(net.Conn) net.Conn // of the dialling side
-	conns sync.WaitGroup
-
-	patience time.Duration // of want; long in a synctest bubble
+	mu       sync.Mutex
+	nodes    map[shoal.NodeID]*node
+	hosts    map[shoal.AgentID]shoal.NodeID
+	dead     map[shoal.NodeID]bool
+	hang     bool                    // dialling a dead node takes all the time it is given
+	wrap     func(net.Conn) net.Conn // of the dialling side
+	patience time.Duration           // of want; long in a synctest bubble
 }
 
 func newNet() *netw {
@@ -53,6 +52,8 @@ type node struct {
 	box  *mail.Mailbox
 	stop func()
 	ctx  context.Context
+
+	conns sync.WaitGroup // being served
 }
 
 func testKey(t testing.TB, n int) identity.Key {
@@ -137,7 +138,7 @@ func (x *node) down() {
 		return
 	}
 	x.stop()
-	x.net.conns.Wait()
+	x.conns.Wait()
 	if err := x.db.Close(); err != nil {
 		x.t.Errorf("close: %v", err)
 	}
@@ -150,22 +151,25 @@ var errDead = errors.New("node is dead")
 func (x *node) Dial(ctx context.Context, id shoal.NodeID, proto string) (net.Conn, error) {
 	w := x.net
 	w.mu.Lock()
-	to, dead, wrap := w.nodes[id], w.dead[id], w.wrap
+	to, dead, wrap, hang := w.nodes[id], w.dead[id], w.wrap, w.hang
 	var serve context.Context
 	var box *mail.Mailbox
 	if to != nil {
 		serve, box = to.ctx, to.box
 	}
 	if serve != nil && !dead {
-		w.conns.Add(1)
+		to.conns.Add(1)
 	}
 	w.mu.Unlock()
 	if serve == nil || dead {
+		if hang {
+			<-ctx.Done()
+		}
 		return nil, errDead
 	}
 	near, far := w.pipe(x.t)
 	go func() {
-		defer w.conns.Done()
+		defer to.conns.Done()
 		box.ServeConn(serve, named{far, string(x.key.Node())})
 	}()
 	if wrap != nil {

@@ -52,6 +52,8 @@ type early struct {
 const (
 	gateFresh = 256 // nodes dialled and agents looked up at a time, first attempts
 	gateRetry = 32  // and later ones
+	// gatePatience is how long an attempt counts as one of these.
+	gatePatience = 250 * time.Millisecond
 	flowQueue = 4096
 	flowTurn  = 256 // envelopes of one flow in a row, while others wait
 )
@@ -120,6 +122,8 @@ type flow struct {
 	freedRows  int               // acked and not settled, for the quota
 	freedBytes int64
 	unsure     bool // freedRows is a guess: count in the table
+
+	warned bool // of a receiver that is ahead of us
 }
 
 // pending reports whether anything is not acknowledged.

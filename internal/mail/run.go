@@ -127,25 +127,39 @@ func (m *Mailbox) dispatch(ctx context.Context, wg *sync.WaitGroup) {
 
 func (m *Mailbox) startGate(ctx context.Context, wg *sync.WaitGroup, g *gate[*peer]) {
 	for p, ok := g.next(); ok; p, ok = g.next() {
-		var once sync.Once
-		wg.Go(func() { m.work(ctx, p, func() { once.Do(func() { m.leave(&g.busy) }) }) })
+		leave := m.leaveOnce(&g.busy)
+		wg.Go(func() { m.work(ctx, p, leave) })
 	}
 }
 
 func (m *Mailbox) routeGate(ctx context.Context, wg *sync.WaitGroup, g *gate[*dest]) {
 	for d, ok := g.next(); ok; d, ok = g.next() {
+		leave := m.leaveOnce(&g.busy)
 		wg.Go(func() {
+			defer leave()
 			m.findHost(ctx, d)
-			m.leave(&g.busy)
 		})
 	}
 }
 
-func (m *Mailbox) leave(busy *int) {
-	m.mu.Lock()
-	*busy--
-	m.mu.Unlock()
-	poke(m.wake)
+// leaveOnce returns a func that makes room in a gate. It calls itself after gatePatience:
+// hundreds of dials that hang must not keep a live node waiting for their timeouts. So a
+// gate limits how many are begun in that time, and DialTimeout how many there are.
+func (m *Mailbox) leaveOnce(busy *int) func() {
+	var once sync.Once
+	leave := func() {
+		once.Do(func() {
+			m.mu.Lock()
+			*busy--
+			m.mu.Unlock()
+			poke(m.wake)
+		})
+	}
+	slow := time.AfterFunc(gatePatience, leave)
+	return func() {
+		slow.Stop()
+		leave()
+	}
 }
 
 // findHost asks on which node d lives and attaches it there.

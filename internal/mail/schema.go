@@ -56,16 +56,24 @@ CREATE TABLE mail_refused (
 	PRIMARY KEY (inflow, epoch, seq)
 ) STRICT, WITHOUT ROWID;
 
+-- One row an agent with letters; acked is the highest cursor that was ever removed, so
+-- that cursors only grow although the table is emptied.
+CREATE TABLE mail_box (
+	id        INTEGER PRIMARY KEY,
+	recipient BLOB NOT NULL UNIQUE,
+	acked     INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
 CREATE TABLE mail_letter (
-	id          INTEGER PRIMARY KEY AUTOINCREMENT,
-	recipient   BLOB NOT NULL,
+	id          INTEGER PRIMARY KEY,
+	box         INTEGER NOT NULL,
 	sender      BLOB NOT NULL,
 	envelope    BLOB NOT NULL,
 	created_ms  INTEGER NOT NULL,
 	received_ms INTEGER NOT NULL,
 	body        BLOB NOT NULL
 ) STRICT;
-CREATE INDEX mail_letter_recipient ON mail_letter (recipient, id);
+CREATE INDEX mail_letter_box ON mail_letter (box);
 
 CREATE TABLE mail_dead (
 	id         INTEGER PRIMARY KEY AUTOINCREMENT,

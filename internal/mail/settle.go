@@ -17,6 +17,7 @@ const (
 	sweepRows   = 1024
 	buryRows    = 64 // dead letters of one transaction
 	maxDead     = 10_000
+	pruneEvery  = time.Hour
 )
 
 // settleLater has n more acked rows of f deleted, at once if there are refusals to tell of.
@@ -39,6 +40,7 @@ func (m *Mailbox) settle(ctx context.Context) {
 	defer wait.Stop()
 	var first time.Time   // when the oldest unsettled ack came
 	var pauseTo time.Time // after an error
+	pruned := time.Now()
 	for {
 		select {
 		case <-m.settleKick:
@@ -67,12 +69,36 @@ func (m *Mailbox) settle(ctx context.Context) {
 		if sweep && err == nil {
 			err = m.sweep(ctx)
 		}
+		if now.Sub(pruned) >= pruneEvery && err == nil {
+			pruned = now
+			err = m.pruneInflows(ctx, now)
+		}
 		if err != nil && ctx.Err() == nil {
 			m.log.Error("settle mail", "err", err)
 			pauseTo = now.Add(settleTries)
 		}
 		wait.Reset(m.settleWait(now))
 	}
+}
+
+// pruneInflows forgets the flows of senders that were silent for so long that all they
+// may have sent has expired. If such a one comes back, it is asked to skip what it has
+// behind it, and goes on.
+func (m *Mailbox) pruneInflows(ctx context.Context, now time.Time) error {
+	before := now.Add(-m.cfg.MaxTTL - 2*m.cfg.ClockSkew).UnixMilli()
+	var n int64
+	err := m.db.Update(ctx, func(tx *store.Tx) error {
+		_, err := tx.Exec(`DELETE FROM mail_refused WHERE inflow IN (SELECT id FROM mail_inflow WHERE touched_ms < ?)`, before)
+		if err == nil {
+			n, err = tx.Exec(`DELETE FROM mail_inflow WHERE touched_ms < ?`, before)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("prune flows: %w", err)
+	}
+	m.inward.flows.Add(-n)
+	return nil
 }
 
 // toSettle reports whether there are acked rows, whether they cannot wait, and whether
