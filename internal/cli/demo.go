@@ -111,7 +111,7 @@ func (d *demo) run(ctx context.Context) error {
 	if err := m.attach(ctx, d); err != nil {
 		return err
 	}
-	d.say("three agents are attached: editor, poet and tailor, each with a key and a signed card")
+	d.say("three agents are attached, each with its own key and signed card: editor, poet, tailor")
 
 	for _, step := range []func(context.Context) error{d.askPoet, d.askTailor, d.askEditor} {
 		if err := step(ctx); err != nil {
@@ -129,7 +129,7 @@ func (d *demo) find(ctx context.Context, from *demoNode, skill string) (agent.Fo
 	for {
 		found, err := from.client.Find(ctx, skill)
 		if err == nil && len(found) > 0 {
-			d.say("%s asks who can %q: %s, %s, card verified, in %s", from.name, skill, found[0].Name, string(found[0].DID), span(ms(time.Since(began))))
+			d.say("%s asks who can do %s: %s, %s; card verified, %s", from.name, skill, found[0].Name, string(found[0].DID), span(ms(time.Since(began))))
 			return found[0], nil
 		}
 		if err != nil && shoal.KindOf(err) != shoal.NotFound {
@@ -167,7 +167,7 @@ func (d *demo) askTailor(ctx context.Context) error {
 	return d.ask(ctx, demoTask{from: from, to: d.mesh.tailor, who: "node editor > tailor", skill: "tailor"},
 		agent.Request{To: string(tailor.DID), Skill: "tailor", Text: "a coat, please"},
 		func(question string) string {
-			d.say("the tailor asks back: %q; the answer is %q", question, "42")
+			d.say("the tailor asks back: %s — the answer: 42", question)
 			return "42"
 		})
 }

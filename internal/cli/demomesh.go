@@ -7,12 +7,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
 	"connectrpc.com/connect"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/shoalmesh/shoal"
 	"github.com/shoalmesh/shoal/agent"
 	shoalv1 "github.com/shoalmesh/shoal/gen/shoal/v1"
 )
@@ -61,10 +63,10 @@ func (m *demoMesh) up(ctx context.Context, say func(string, ...any)) error {
 		return err
 	}
 	say("%s is up in %s: %s", m.editor.name, span(m.editor.ready.ReadyMS), m.editor.ready.PeerID)
-	if len(m.editor.ready.Addrs) == 0 {
-		return errors.New("the first node listens nowhere")
+	join, err := m.editor.address()
+	if err != nil {
+		return err
 	}
-	join := m.editor.ready.Addrs[0]
 	var g errgroup.Group
 	for _, n := range m.nodes()[1:] {
 		g.Go(func() error { return n.start(ctx, join) })
@@ -73,9 +75,23 @@ func (m *demoMesh) up(ctx context.Context, say func(string, ...any)) error {
 		return err
 	}
 	for _, n := range m.nodes()[1:] {
-		say("%s is up in %s: %s, joined over libp2p at %s", n.name, span(n.ready.ReadyMS), n.ready.PeerID, join)
+		say("%s is up in %s: %s", n.name, span(n.ready.ReadyMS), n.ready.PeerID)
 	}
+	say("both joined the first over libp2p: %s", join)
 	return nil
+}
+
+// address is where others join the node: over QUIC, if it listens there.
+func (n *demoNode) address() (string, error) {
+	for _, addr := range n.ready.Addrs {
+		if strings.Contains(addr, "/quic-v1/") {
+			return addr, nil
+		}
+	}
+	if len(n.ready.Addrs) == 0 {
+		return "", shoal.NewError(shoal.Internal, "demo_failed", n.name+" listens nowhere", "")
+	}
+	return n.ready.Addrs[0], nil
 }
 
 // start runs `shoal up` as a process and waits until it is ready.
