@@ -1,6 +1,7 @@
 package mail
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
@@ -186,8 +187,20 @@ func goodTopic(s string) bool {
 // sealed is one envelope of a frame. Its slices point into the frame's bytes.
 type sealed struct{ header, body []byte }
 
+// prefixRoom is what a length prefix takes at most: a varint below 2^28.
+const prefixRoom = 4
+
 // beginFrame reserves the place of the length prefix.
-func beginFrame(b []byte) []byte { return append(b, 0, 0, 0, 0) }
+func beginFrame(b []byte) []byte { return append(b, make([]byte, prefixRoom)...) }
+
+// closeFrame writes the length prefix right before the message that follows beginFrame,
+// and returns both.
+func closeFrame(b []byte) []byte {
+	n := uint64(len(b) - prefixRoom)
+	start := prefixRoom - protowire.SizeVarint(n)
+	protowire.AppendVarint(b[start:start], n)
+	return b[start:]
+}
 
 // appendEnvelope appends one element of MailFrame.envelopes.
 func appendEnvelope(b, head, body []byte) []byte {
@@ -202,11 +215,7 @@ func appendEnvelope(b, head, body []byte) []byte {
 }
 
 // endFrame appends the signature and fills in the length prefix.
-func endFrame(b, sig []byte) []byte {
-	b = appendBytes(b, 2, sig)
-	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
-	return b
-}
+func endFrame(b, sig []byte) []byte { return closeFrame(appendBytes(b, 2, sig)) }
 
 // parseFrame splits a MailFrame. It keeps what it finds in raw, copying nothing.
 func parseFrame(raw []byte) (envs []sealed, sig []byte, err error) {
@@ -304,19 +313,21 @@ const firstAlloc = 16 << 10
 // errTooLong is the reading of a length prefix above the limit.
 var errTooLong = errors.New("declared length is above the limit")
 
-// readPrefixed reads a 4-byte big-endian length and that many bytes, at most limit.
-// It returns io.EOF only when the stream ends between two messages.
-func readPrefixed(r io.Reader, limit int) ([]byte, error) {
-	var prefix [4]byte
-	if _, err := io.ReadFull(r, prefix[:]); err != nil {
+// readPrefixed reads a varint length and that many bytes, at most limit. It returns
+// io.EOF only when the stream ends between two messages.
+func readPrefixed(r *bufio.Reader, limit int) ([]byte, error) {
+	n, err := binary.ReadUvarint(r)
+	if err != nil {
 		return nil, err
 	}
-	n := int64(binary.BigEndian.Uint32(prefix[:]))
-	if n > int64(limit) {
+	if n > uint64(limit) {
 		return nil, fmt.Errorf("%w: %d > %d", errTooLong, n, limit)
 	}
 	size := int(n)
 	buf := make([]byte, min(size, firstAlloc))
+	if size == 0 {
+		return buf, nil
+	}
 	for have := 0; ; {
 		if _, err := io.ReadFull(r, buf[have:]); err != nil {
 			return nil, noEOF(err)

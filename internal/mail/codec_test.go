@@ -1,8 +1,8 @@
 package mail
 
 import (
+	"bufio"
 	"bytes"
-	"encoding/binary"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -97,9 +97,9 @@ func TestFrameAndProofs(t *testing.T) {
 		if !ok {
 			t.Fatal("no key")
 		}
-		raw := frame[4:]
-		if int(binary.BigEndian.Uint32(frame)) != len(raw) {
-			t.Fatalf("length prefix %x of %d bytes", frame[:4], len(raw))
+		raw, err := readPrefixed(bufio.NewReader(bytes.NewReader(frame)), maxFrame)
+		if err != nil {
+			t.Fatal(err)
 		}
 		envs, err := m.openFrame(raw)
 		if err != nil || len(envs) != n {
@@ -155,10 +155,10 @@ func FuzzFrame(f *testing.F) {
 		frame, _ := w.encode(sampleBatch(from, key(to.Public()), sizes...))
 		f.Add(bytes.Clone(frame))
 	}
-	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
-	f.Add([]byte{0, 0, 0, 3, 0x0a, 1, 0x0b})
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01})
+	f.Add([]byte{3, 0x0a, 1, 0x0b})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		raw, err := readPrefixed(bytes.NewReader(data), maxFrame)
+		raw, err := readPrefixed(bufio.NewReader(bytes.NewReader(data)), maxFrame)
 		if err != nil {
 			return
 		}
@@ -199,7 +199,7 @@ func FuzzAck(f *testing.F) {
 	seed(&wire.FlowAck{Refused: "no", RefusedSeq: 2}, &wire.FlowAck{Refused: "no", RefusedSeq: 1<<64 - 1}, &wire.FlowAck{Have: 2})
 	seed(&wire.FlowAck{Refused: reasonNotHere, RefusedSeq: 1})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		raw, err := readPrefixed(bytes.NewReader(data), maxAck)
+		raw, err := readPrefixed(bufio.NewReader(bytes.NewReader(data)), maxAck)
 		if err != nil {
 			return
 		}

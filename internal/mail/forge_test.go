@@ -70,11 +70,24 @@ func (d *draft) frame(t testing.TB) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw := append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
+	raw := prefixed(body)
 	if d.raw != nil {
 		raw = d.raw(raw)
 	}
 	return raw
+}
+
+func prefixed(body []byte) []byte {
+	return append(binary.AppendUvarint(nil, uint64(len(body))), body...)
+}
+
+// redeclare gives a frame another length prefix, and junk at its end.
+func redeclare(raw []byte, n uint64, junk ...byte) []byte {
+	_, k := binary.Uvarint(raw)
+	if n == 0 {
+		n = uint64(len(raw) - k + len(junk))
+	}
+	return append(append(binary.AppendUvarint(nil, n), raw[k:]...), junk...)
 }
 
 // oneWay is a stream whose writing end can be closed alone, as a libp2p stream's can.
@@ -108,11 +121,11 @@ func (x *node) deliver(raw []byte) []*wire.FlowAck {
 	var acks []*wire.FlowAck
 	r := bufio.NewReader(outR)
 	for {
-		var prefix [4]byte
-		if _, err := io.ReadFull(r, prefix[:]); err != nil {
+		n, err := binary.ReadUvarint(r)
+		if err != nil {
 			break
 		}
-		buf := make([]byte, binary.BigEndian.Uint32(prefix[:]))
+		buf := make([]byte, n)
 		if _, err := io.ReadFull(r, buf); err != nil {
 			x.t.Fatal(err)
 		}
@@ -214,23 +227,17 @@ func TestForgedFrames(t *testing.T) {
 			d.after = func(f *wire.MailFrame) { f.Envelopes = slices.Repeat(f.Envelopes[:1], 1025) }
 		}, "malformed"},
 		{"trailing junk", func(d *draft) {
-			d.raw = func(raw []byte) []byte {
-				binary.BigEndian.PutUint32(raw, uint32(len(raw)-4+1))
-				return append(raw, 0xff)
-			}
+			d.raw = func(raw []byte) []byte { return redeclare(raw, 0, 0xff) }
 		}, "malformed"},
 		{"a group", func(d *draft) {
-			d.raw = func(raw []byte) []byte {
-				binary.BigEndian.PutUint32(raw, uint32(len(raw)-4+1))
-				return append(raw, 0x1b)
-			}
+			d.raw = func(raw []byte) []byte { return redeclare(raw, 0, 0x1b) }
 		}, "malformed"},
 		{"cut short", func(d *draft) { d.raw = func(raw []byte) []byte { return raw[:len(raw)-1] } }, ""},
 		{"declares 1 GiB", func(d *draft) {
-			d.raw = func(raw []byte) []byte { binary.BigEndian.PutUint32(raw, 1<<30); return raw }
+			d.raw = func(raw []byte) []byte { return redeclare(raw, 1<<30) }
 		}, "too_long"},
-		{"declares 4 GiB", func(d *draft) {
-			d.raw = func(raw []byte) []byte { binary.BigEndian.PutUint32(raw, 1<<32-1); return raw }
+		{"declares 2^64-1 bytes", func(d *draft) {
+			d.raw = func(raw []byte) []byte { return redeclare(raw, 1<<64-1) }
 		}, "too_long"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -374,7 +381,7 @@ func (l *liar) Read(p []byte) (int, error) {
 			{From: l.from, To: l.to, Topic: topic, Epoch: l.epoch, Refused: "lie", RefusedSeq: 1},
 			{From: l.from, To: l.to, Topic: topic, Epoch: l.epoch, Have: 1},
 		}})
-		l.left = append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
+		l.left = prefixed(body)
 	}
 	if len(l.left) > 0 {
 		n := copy(p, l.left)

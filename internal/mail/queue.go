@@ -54,8 +54,8 @@ const (
 	gateRetry = 32  // and later ones
 	// gatePatience is how long an attempt counts as one of these.
 	gatePatience = 250 * time.Millisecond
-	flowQueue = 4096
-	flowTurn  = 256 // envelopes of one flow in a row, while others wait
+	flowQueue    = 4096
+	flowTurn     = 256 // envelopes of one flow in a row, while others wait
 )
 
 func (o *outgoing) init() {

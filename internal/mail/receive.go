@@ -262,7 +262,5 @@ func appendAck(b []byte, flows []*wire.FlowAck) ([]byte, error) {
 	if err != nil {
 		return b, fmt.Errorf("encode ack: %w", err)
 	}
-	n := len(b) - 4
-	b[0], b[1], b[2], b[3] = byte(n>>24), byte(n>>16), byte(n>>8), byte(n)
-	return b, nil
+	return closeFrame(b), nil
 }

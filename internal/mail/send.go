@@ -386,8 +386,9 @@ func (w *frameWriter) encode(b *batch) ([]byte, bool) {
 	}
 	root := identity.TreeRoot(w.leaves)
 	w.m.count.signed.Add(1)
-	w.buf = endFrame(w.buf, k.Sign(identity.DomainEnvelope, w.m.cfg.Network, root[:]))
-	return w.buf, true
+	frame := endFrame(w.buf, k.Sign(identity.DomainEnvelope, w.m.cfg.Network, root[:]))
+	w.buf = frame // what the next call may overwrite
+	return frame, true
 }
 
 func (m *Mailbox) header(meta *flowMeta, it *item) header {
