@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"os"
 	"strconv"
 	"strings"
@@ -90,6 +91,10 @@ func (l letters) Post(ctx context.Context, in []api.Letter) []api.Posted {
 				}
 			}
 			id, err := l.n.mail.PostWatch(tx, letter.From, letter.To, mail.TopicLetter, letter.Body, letter.TTL, done)
+			var refused *shoal.Error
+			if err != nil && !errors.As(err, &refused) {
+				return err // not the letter's fault: nothing of this is kept
+			}
 			out[i] = api.Posted{ID: hex.EncodeToString(id[:]), Err: err}
 		}
 		return nil

@@ -264,7 +264,7 @@ func (e *Engine) known(tx *store.Tx, req Request, hash []byte) (Task, bool, erro
 	if err != nil {
 		return Task{}, false, err
 	}
-	t, err := r.view()
+	t, err := e.full(tx, &r)
 	return t, true, err
 }
 
