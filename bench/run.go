@@ -86,4 +86,6 @@ func (b *bench) withPair(ctx context.Context) (err error) {
 	return nil
 }
 
-func (b *bench) path(elem ...string) string { return filepath.Join(append([]string{b.root}, elem...)...) }
+func (b *bench) path(elem ...string) string {
+	return filepath.Join(append([]string{b.root}, elem...)...)
+}
