@@ -105,6 +105,15 @@ func (s *shoal) end(t *testing.T) int {
 	return s.ProcessState.ExitCode()
 }
 
+// unlessShort keeps the quick loop quick.
+func unlessShort(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts daemons")
+	}
+	t.Parallel()
+}
+
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	s := start(t, "demo", "-o", "json")
@@ -145,7 +154,7 @@ func TestDemo(t *testing.T) {
 }
 
 func TestDemoKeepTalksAndLeavesNothingOnCtrlC(t *testing.T) {
-	t.Parallel()
+	unlessShort(t)
 	s := start(t, "demo", "--keep")
 	s.out.await(t, "task list\n")
 	_, rest, _ := strings.Cut(s.out.String(), "export SHOAL_HOME=")
@@ -177,7 +186,7 @@ func TestDemoKeepTalksAndLeavesNothingOnCtrlC(t *testing.T) {
 }
 
 func TestDemoInterruptedLeavesNothing(t *testing.T) {
-	t.Parallel()
+	unlessShort(t)
 	for _, moment := range []string{"node editor is up", "agents are attached", "the tailor asks back"} {
 		t.Run(moment, func(t *testing.T) {
 			t.Parallel()
@@ -195,7 +204,7 @@ func TestDemoInterruptedLeavesNothing(t *testing.T) {
 
 // Even kill -9 of the demo leaves no daemon, since they end with its pipes.
 func TestDemoKilledLeavesNoDaemon(t *testing.T) {
-	t.Parallel()
+	unlessShort(t)
 	s := start(t, "demo", "--keep", "-o", "json")
 	s.out.await(t, "\n")
 	var sum struct{ Nodes []struct{ Home string } }

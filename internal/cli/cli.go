@@ -147,6 +147,7 @@ find each other by capability, hand each other work and stream the results.`,
 		a.peersCommand(), a.pingCommand(), a.logsCommand(), a.backupCommand(), a.restoreCommand())
 	add("work", a.findCommand(), a.agentCommand(), a.cardCommand(), a.taskCommand())
 	add("more", a.demoCommand(), a.versionCommand(), a.completionCommand())
+	completeChoices(root)
 	return root
 }
 

@@ -97,6 +97,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("POET", string(didOf(poetKey)))
 			env.Setenv("TAILOR", string(didOf(tailorKey)))
 			env.Setenv("NODE", string(didOf(nodeKey)))
+			env.Setenv("NODEPEER", string(peerOf(nodeKey)))
 			env.Setenv("POETPEER", string(peerOf(poetKey)))
 			return nil
 		},

@@ -105,3 +105,10 @@ func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
 }
+
+// hangUp ends a stream. Close alone would read on to its end, which may be that of a
+// task; what is lost by cancelling first is of no interest any more.
+func hangUp(cancel context.CancelFunc, stream interface{ Close() error }) {
+	cancel()
+	_ = stream.Close()
+}

@@ -91,7 +91,7 @@ func spawn(args []string, log io.Writer) (*child, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find this program's own file: %w", err)
 	}
-	c := exec.Command(self, args...)
+	c := exec.Command(self, args...) //nolint:noctx // a daemon outlives the call that starts it
 	c.Stderr = log
 	c.Env = os.Environ()
 	out, err := c.StdoutPipe()

@@ -145,6 +145,8 @@ func (f fakeNode) Ping(_ context.Context, r *connect.Request[shoalv1.PingRequest
 		return ok(&shoalv1.PingResponse{Reachable: true, Path: "quic", RttMs: 0.75, PeerId: string(peerOf(poetKey))})
 	case string(didOf(tailorKey)):
 		return ok(&shoalv1.PingResponse{})
+	case string(peerOf(nodeKey)):
+		return nil, apiErr(shoal.Invalid, "dial_self", "a node cannot dial itself", "")
 	default:
 		return nil, apiErr(shoal.Unavailable, "unreachable", "no route to "+r.Msg.GetAgent(), "")
 	}

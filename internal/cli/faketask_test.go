@@ -19,7 +19,6 @@ type fakeTask struct {
 	id     string
 	text   string
 	events []*shoalv1.WatchResponse
-	reply  string
 }
 
 const (

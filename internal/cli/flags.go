@@ -32,6 +32,22 @@ func (c *choice) Set(s string) error {
 	return nil
 }
 
+// completeChoices lets the shell complete the words of every choice below c.
+func completeChoices(c *cobra.Command) {
+	complete := func(f *pflag.Flag) {
+		if words, ok := f.Value.(*choice); ok {
+			if err := c.RegisterFlagCompletionFunc(f.Name, cobra.FixedCompletions(words.words, cobra.ShellCompDirectiveNoFileComp|cobra.ShellCompDirectiveKeepOrder)); err != nil {
+				panic(err) // a flag twice in one command
+			}
+		}
+	}
+	c.LocalNonPersistentFlags().VisitAll(complete)
+	c.PersistentFlags().VisitAll(complete)
+	for _, sub := range c.Commands() {
+		completeChoices(sub)
+	}
+}
+
 // duration is a flag such as 90s, 10m, 1h30m or 7d: positive, at most ten years.
 type duration time.Duration
 

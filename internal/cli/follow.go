@@ -59,8 +59,7 @@ func (a *app) follow(cmd *cobra.Command, c *client, ref taskRef, after uint64, a
 	if err != nil {
 		return a.goesOn(apiError(ctx, err), ref.id)
 	}
-	defer stream.Close()
-	defer cancel() // before Close, which else reads on to the end of the task
+	defer hangUp(cancel, stream)
 
 	v := newViewer(a, all)
 	for stream.Receive() {

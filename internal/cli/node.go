@@ -258,8 +258,7 @@ func (a *app) logsCommand() *cobra.Command {
 			if err != nil {
 				return apiError(ctx, err)
 			}
-			defer stream.Close()
-			defer cancel() // before Close, which else reads on
+			defer hangUp(cancel, stream)
 			for stream.Receive() {
 				if a.asJSON() {
 					a.printJSON(struct {

@@ -142,7 +142,7 @@ func (a *app) table(header []string, rows [][]string) {
 	for _, r := range rows {
 		line(r)
 	}
-	w.Flush() // a bytes.Buffer does not fail
+	_ = w.Flush() // a bytes.Buffer does not fail
 	for l := range strings.Lines(buf.String()) {
 		a.print(strings.TrimRight(l, " \n") + "\n")
 	}

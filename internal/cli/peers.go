@@ -152,10 +152,23 @@ type pingJSON struct {
 	PeerID    string  `json:"peer_id,omitempty"`
 }
 
+// pingSelf is the answer for an agent that lives on the daemon's own node.
+func (a *app) pingSelf() {
+	if a.asJSON() {
+		a.printJSON(pingJSON{Reachable: true, Path: "local"})
+	} else {
+		a.print("0 ms  local  it lives on this node\n")
+	}
+}
+
 // pingFailed makes the JSON line of an unreachable peer, too, out of an error that says
 // just that. A daemon that does not run is another matter.
 func (a *app) pingFailed(ctx context.Context, err error) error {
 	e := shoal.AsError(apiError(ctx, err))
+	if e.Reason == "dial_self" {
+		a.pingSelf()
+		return nil
+	}
 	if a.asJSON() && e.Kind == shoal.Unavailable && e.Reason != "daemon_not_running" {
 		a.printJSON(pingJSON{})
 	}

@@ -153,8 +153,11 @@ func (a *app) upHere(ctx context.Context, o UpOptions) error {
 func (a *app) printReady(ctx context.Context, home string, r Ready) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	link := ""
-	if resp, err := newClient(home).node.Invite(ctx, connect.NewRequest(&shoalv1.InviteRequest{})); err == nil {
+	c, link, alone := newClient(home), "", ""
+	if resp, err := c.node.Status(ctx, connect.NewRequest(&shoalv1.StatusRequest{})); err == nil && resp.Msg.GetState() == "alone" {
+		alone = "alone: no peer yet\n"
+	}
+	if resp, err := c.node.Invite(ctx, connect.NewRequest(&shoalv1.InviteRequest{})); err == nil {
 		link = resp.Msg.GetLink()
 	}
 	var b strings.Builder
@@ -167,6 +170,7 @@ func (a *app) printReady(ctx context.Context, home string, r Ready) {
 		fmt.Fprintf(&b, "  http     %s\n", escapeLine(r.HTTP))
 	}
 	fmt.Fprintf(&b, "  socket   %s\n", escapeLine(r.Socket))
+	b.WriteString(alone)
 	if link != "" {
 		fmt.Fprintf(&b, "let others join with\n  shoal up --join %s\n", escapeLine(link))
 	}

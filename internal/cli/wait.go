@@ -73,8 +73,7 @@ func awaitChange(ctx context.Context, c *client, ref taskRef, after uint64) (boo
 		cancel()
 		return false, err
 	}
-	defer stream.Close()
-	defer cancel() // before Close, which else reads on to the end of the task
+	defer hangUp(cancel, stream)
 	for stream.Receive() {
 		if ev := stream.Msg(); ev.GetTask() != nil || settled(ev.GetStatus().GetState()) {
 			return true, nil
