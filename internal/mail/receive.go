@@ -131,9 +131,10 @@ func (m *Mailbox) ServeConn(ctx context.Context, conn net.Conn) {
 // readFrames reads and verifies frames until the stream ends or one is not in order.
 func (m *Mailbox) readFrames(ctx context.Context, conn net.Conn, frames chan<- inFrame) error {
 	r := bufio.NewReaderSize(conn, 64<<10)
+	trust := 0 // twice the largest frame that was in order
 	for {
 		conn.SetReadDeadline(time.Now().Add(readTimeout))
-		raw, err := readPrefixed(r, maxFrame)
+		raw, err := readPrefixed(r, maxFrame, trust)
 		if err != nil {
 			if errors.Is(err, errTooLong) {
 				m.inward.drop("too_long")
@@ -152,6 +153,7 @@ func (m *Mailbox) readFrames(ctx context.Context, conn net.Conn, frames chan<- i
 			}
 			return err
 		}
+		trust = max(trust, 2*len(raw))
 		m.count.receivedFrames.Add(1)
 		m.count.received.Add(uint64(len(envs)))
 		weight := min(int64(len(raw)), m.cfg.Memory)

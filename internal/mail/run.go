@@ -15,6 +15,9 @@ import (
 // returns after all that it started has ended. Call it once.
 func (m *Mailbox) Run(ctx context.Context) error {
 	if err := m.load(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
 		return err
 	}
 	var wg sync.WaitGroup

@@ -403,7 +403,7 @@ func (m *Mailbox) header(meta *flowMeta, it *item) header {
 func (m *Mailbox) readAcks(conn net.Conn, p *peer) error {
 	r := bufio.NewReaderSize(conn, 16<<10)
 	for {
-		raw, err := readPrefixed(r, maxAck)
+		raw, err := readPrefixed(r, maxAck, 0)
 		if err != nil {
 			return err
 		}
