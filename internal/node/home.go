@@ -67,15 +67,26 @@ func listenUnix(path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
 		return nil, fmt.Errorf("remove old socket: %w", err)
 	}
-	l, err := net.Listen("unix", path)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
+	l.SetUnlinkOnClose(false) // removeSocket does it, last
 	if err := os.Chmod(path, 0o600); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("close socket to others: %w", err)
 	}
 	return l, nil
+}
+
+// removeSocket removes the socket, and its directory if that is not the data dir. It is
+// the last thing a daemon does: `shoal down` waits for it, and then the data dir is free.
+func removeSocket(path, home string) error {
+	err := ignoreNotExist(os.Remove(path))
+	if dir := filepath.Dir(path); err == nil && dir != home {
+		err = ignoreNotExist(os.Remove(dir))
+	}
+	return err
 }
 
 // listenHTTP opens the loopback HTTP port. want is the flag or config value ("" if

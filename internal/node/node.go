@@ -239,6 +239,9 @@ func (n *node) close() error {
 	if n.db != nil {
 		err = errors.Join(err, n.db.Close())
 	}
+	if n.unix != nil {
+		err = errors.Join(err, removeSocket(n.socket, n.home))
+	}
 	if err != nil {
 		return fmt.Errorf("stop: %w", err)
 	}
