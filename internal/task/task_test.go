@@ -222,6 +222,35 @@ func TestRefusedOfferIsRejectedWithItsReason(t *testing.T) {
 	}
 }
 
+// A worker's reason code is for the asker's scripts: it travels beside the state, in both
+// classes. What is no code stays in the message.
+func TestWorkersReasonReachesTheAsker(t *testing.T) {
+	for code, want := range map[string]string{
+		"not_today": "not_today", "": "", "Not Today": "", "x\n": "", strings.Repeat("x", 65): "",
+	} {
+		for _, class := range []shoal.Class{shoal.Durable, shoal.Live} {
+			asker, doer := pair(t, echo)
+			doer.attach(1)
+			go func() {
+				a := <-doer.workers.started
+				m := a2a.NewMessage(a2a.MessageRoleAgent, a2a.NewTextPart("no"))
+				m.SetMeta("reason", code)
+				_, err := doer.Report(context.Background(), shoal.Report{Key: a.Key, Agent: a.Agent, Attempt: 1, State: a2a.TaskStateRejected, Message: m})
+				if err != nil {
+					t.Error(err)
+				}
+			}()
+			got := asker.submit(t, Request{To: doer.agent(), Skill: "echo", Class: class})
+			if class == shoal.Durable {
+				got = asker.wait(t, got.Key.ID)
+			}
+			if got.State != a2a.TaskStateRejected || got.Reason != want {
+				t.Errorf("%v: code %.10q arrives as %s %q, want %q", class, code, got.State, got.Reason, want)
+			}
+		}
+	}
+}
+
 func TestDeadlineEndsTheTask(t *testing.T) {
 	asker, doer := pair(t, echo)
 	doer.attach(1)
