@@ -92,6 +92,9 @@ func awaitSkill(t *testing.T, d daemon, skill string) {
 	})
 }
 
+// toolTimeout is far above what one program of a tool takes.
+const toolTimeout = time.Minute
+
 // curl runs curl and returns status and body.
 func curl(t *testing.T, url, body string, args ...string) (status int, answer string) {
 	t.Helper()
