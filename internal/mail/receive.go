@@ -210,6 +210,7 @@ func (m *Mailbox) openFrame(raw []byte) ([]inbound, error) {
 
 // applyFrames applies all frames that wait in one go, as long as they come.
 func (m *Mailbox) applyFrames(ctx context.Context, frames <-chan inFrame, acks chan<- []*wire.FlowAck) {
+	told := make(told)
 	for f := range frames {
 		envs, weight := f.envelopes, f.weight
 	more:
@@ -224,7 +225,7 @@ func (m *Mailbox) applyFrames(ctx context.Context, frames <-chan inFrame, acks c
 				break more
 			}
 		}
-		answer := m.apply(ctx, envs)
+		answer := m.apply(ctx, told, envs)
 		m.inward.budget.Release(weight)
 		if ctx.Err() != nil {
 			continue // drain, so that the reader can end
