@@ -68,7 +68,7 @@ type node struct {
 
 // Run runs a daemon until ctx ends, Shutdown is called, or a part of it fails; ready is
 // called once, when socket and HTTP accept. It returns nil when it stopped in order, and
-// errors with a reason and a hint: data_dir_locked, port_taken, missing_key …
+// errors with a reason and a hint: data_dir_locked, port_taken, key_missing …
 func Run(ctx context.Context, version string, o Options, ready func(Ready)) error {
 	began := time.Now()
 	closeProcess()

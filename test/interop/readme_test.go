@@ -72,14 +72,18 @@ func missing(out, want []string) []string {
 	return nil
 }
 
-// TestREADME runs the README's commands one after the other in one shell, as a person
-// would. `go run ./cmd/shoal` is the binary under test, and `make` has already been run.
-func TestREADME(t *testing.T) {
+func TestREADME(t *testing.T) { runPage(t, "README.md", 16) }
+
+func TestRunPage(t *testing.T) { runPage(t, "docs/ops/run.md", 10) }
+
+// runPage runs a page's commands one after the other in one shell, as a person would.
+// `go run ./cmd/shoal` is the binary under test, and `make` has already been run.
+func runPage(t *testing.T, page string, least int) {
 	home := tempHome(t)
 	sh := startShell(t, home)
-	all := steps(t, "README.md")
-	if len(all) < 12 {
-		t.Fatalf("only %d commands in README.md", len(all))
+	all := steps(t, page)
+	if len(all) < least {
+		t.Fatalf("only %d commands in %s", len(all), page)
 	}
 	for _, st := range all {
 		began := time.Now()
@@ -148,6 +152,21 @@ func TestDocsLinksExist(t *testing.T) {
 		t.Errorf("README.md has %d lines, 120 are allowed", lines)
 	}
 	t.Logf("%d links", n)
+}
+
+// TestRunPageNamesRealReasons: each code in the table of troubles is one of reasons.md.
+func TestRunPageNamesRealReasons(t *testing.T) {
+	_, table, _ := strings.Cut(readFile(t, "docs/ops/run.md"), "## When something is wrong")
+	known := readFile(t, "docs/reasons.md")
+	codes := regexp.MustCompile("`([a-z]+(?:_[a-z]+)+)`").FindAllStringSubmatch(table, -1)
+	for _, c := range codes {
+		if !strings.Contains(known, "| `"+c[1]+"` |") {
+			t.Errorf("docs/ops/run.md: there is no reason %s", c[1])
+		}
+	}
+	if len(codes) < 5 {
+		t.Errorf("%d codes found", len(codes))
+	}
 }
 
 // TestMissing: the comparison that TestREADME stands on can fail.
