@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"fmt"
 	"io/fs"
 	"net"
@@ -146,6 +147,24 @@ func ignoreNotExist(err error) error {
 // readSecret reads a file that must be readable by its owner only, without its last
 // line break.
 func readSecret(path string) ([]byte, error) {
+	raw, err := readPrivate(path)
+	return bytes.TrimRight(raw, "\r\n"), err
+}
+
+// pskSize is what the mesh asks of a pre-shared key, in bytes.
+const pskSize = 32
+
+// readPSK reads a secret whose bytes may be any: a line break is part of the key if the
+// key is complete only with it.
+func readPSK(path string) ([]byte, error) {
+	raw, err := readPrivate(path)
+	if len(raw) == pskSize {
+		return raw, err
+	}
+	return bytes.TrimRight(raw, "\r\n"), err
+}
+
+func readPrivate(path string) ([]byte, error) {
 	fi, err := os.Stat(path)
 	if err != nil {
 		return nil, shoal.NewError(shoal.NotFound, "no_secret_file", "the secret file "+path+" cannot be read", "create it, mode 0600").Because(err)
@@ -153,9 +172,5 @@ func readSecret(path string) ([]byte, error) {
 	if fi.Mode().Perm()&0o077 != 0 && modesCount || fi.Mode()&fs.ModeType != 0 {
 		return nil, shoal.NewError(shoal.Denied, "secret_too_open", "others may read the secret file "+path, "run: chmod 600 "+path)
 	}
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	return []byte(strings.TrimRight(string(raw), "\r\n")), nil
+	return os.ReadFile(path)
 }

@@ -150,11 +150,14 @@ func (n *node) open(o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	n.tasks = task.New(task.Config{
+	n.tasks, err = task.New(task.Config{
 		Network: n.cfg.Network, DefaultTimeout: time.Duration(n.cfg.TaskTimeout), Tracer: n.tracing.tracer(),
 	}, task.Deps{
 		DB: n.db, Outbox: n.mail, Workers: n.workers, Agents: chooser{n}, Mesh: n.mesh, Keys: n.ring, Log: n.named("task"),
 	})
+	if err != nil {
+		return err
+	}
 	if err := n.openStreams(); err != nil {
 		return err
 	}

@@ -38,7 +38,7 @@ func (n *node) openMesh() error {
 		cfg.Bootstrap = cfg.Bootstrap[:64]
 	}
 	if n.cfg.PSKFile != "" {
-		if cfg.PSK, err = readSecret(n.cfg.PSKFile); err != nil {
+		if cfg.PSK, err = readPSK(n.cfg.PSKFile); err != nil {
 			return err
 		}
 	}

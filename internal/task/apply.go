@@ -109,7 +109,13 @@ func (e *Engine) record(tx *store.Tx, r *row, c change, eff effects, before a2a.
 	if eff&doTell == 0 || r.key.Requester == "" {
 		return nil
 	}
-	return e.post(tx, r.doer, r.key.Requester, &wire.TaskMail{TaskId: string(r.key.ID), Body: &wire.TaskMail_Event{Event: ev}})
+	m := &wire.TaskMail{TaskId: string(r.key.ID), Body: &wire.TaskMail_Event{Event: ev}}
+	if c.in.kind == inStart {
+		// That it started interests a person; the outcome of a quick task can go with it.
+		_, err := e.Outbox.PostLazy(tx, r.doer, r.key.Requester, Topic, encodeMail(m), 0)
+		return err
+	}
+	return e.post(tx, r.doer, r.key.Requester, m)
 }
 
 // postEffects sends what the asker says to the doer.

@@ -35,7 +35,7 @@ func (e *Engine) Run(ctx context.Context) error {
 func (e *Engine) recover(ctx context.Context) error {
 	var open []row
 	err := e.DB.View(ctx, func(tx *store.Tx) error {
-		return tx.Each(`SELECT `+rowColumns+` FROM tasks WHERE state IN (1, 2, 6, 8) ORDER BY row`, nil,
+		return tx.Each(`SELECT `+rowColumns+` FROM tasks WHERE state IN (1, 2, 6, 8) AND row <= ? ORDER BY row`, []any{e.lastRun},
 			func(scan func(...any) error) error {
 				var r row
 				var state int32
