@@ -266,10 +266,10 @@ func TestExitCodes(t *testing.T) {
 	is(3, "no_agent", "task", "send", "--skill", "nobody-does-this", "x")
 	is(3, "unknown_skill", "task", "send", "--to", "slow", "--skill", "nothing", "x")
 
-	is(4, "rejected", "task", "send", "--to", "picky", "--wait", "x")
+	is(4, "not_today", "task", "send", "--to", "picky", "--wait", "x")
 	is(4, "http_not_loopback", "up", "--home", filepath.Join(tempHome(t), "x"), "--listen", "127.0.0.1:0", "--http", "0.0.0.0:0")
 
-	is(1, "failed", "task", "send", "--to", "broken", "--wait", "x")
+	is(1, "broken", "task", "send", "--to", "broken", "--wait", "x")
 
 	is(5, "wait_timeout", "task", "send", "--to", "slow", "--wait", "--timeout", "300ms", "x")
 	is(5, "timeout", "task", "send", "--to", "slow", "--stream", "--timeout", "300ms", "x")
@@ -281,7 +281,7 @@ func TestExitCodes(t *testing.T) {
 		_, _, code := runCLI(t, env, "find", "leave")
 		return code == 0
 	})
-	other.kill()
+	other.stop()
 	is(6, "unreachable", "ping", gone)
 	is(6, "agent_unreachable", "task", "send", "--to", gone, "--live", "--wait", "x")
 
