@@ -36,7 +36,7 @@ func TestFullDiskLosesNothing(t *testing.T) {
 	w := attach(t, b, agent.Config{Name: "worker", Skills: skills("work"), Concurrency: 8}, echo)
 	acked := map[string]string{}
 	for i := range scaled(diskTasks, 20) {
-		key := fmt.Sprint("before ", i)
+		key := fmt.Sprint("before-", i)
 		id, err := submit(t, a, w.did, key)
 		if err != nil {
 			t.Fatalf("%s: %v", key, err)
@@ -49,7 +49,7 @@ func TestFullDiskLosesNothing(t *testing.T) {
 	refused, odd, took := map[string]int{}, 0, 0
 	var first *connect.Error
 	for i := range 200 {
-		key := fmt.Sprint("full ", i)
+		key := fmt.Sprint("full-", i)
 		id, err := submit(t, a, w.did, key)
 		if err == nil {
 			acked[key] = id // there was room in pages that it has
