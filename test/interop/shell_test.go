@@ -79,7 +79,7 @@ func startShell(t *testing.T, home string) *shell {
 func killDaemon(t *testing.T, pid int) {
 	deadline := time.Now().Add(10 * time.Second)
 	for ours(pid) { // one that was told to stop has a moment to end
-		if time.Now().After(deadline) {
+		if t.Failed() || time.Now().After(deadline) {
 			t.Errorf("daemon %d was still there", pid)
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 			return
