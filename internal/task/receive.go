@@ -145,6 +145,7 @@ func (e *Engine) tryStart(tx *store.Tx, r *row) (bool, error) {
 	if !e.Workers.Reserve(key, agent, r.skill) {
 		return false, nil
 	}
+	e.queue.starting(key)
 	tx.OnRollback(func() { e.Workers.Release(key, agent) })
 	return true, e.apply(tx, r, change{in: input{kind: inStart}})
 }
@@ -195,8 +196,10 @@ func (e *Engine) receiveEvent(tx *store.Tx, env shoal.Envelope, key shoal.TaskKe
 
 // eventChange checks a doer's event and turns it into a step.
 func eventChange(ev *wire.TaskEvent) (change, error) {
-	c := change{in: input{kind: inEvent}, artifacts: ev.GetArtifacts(), receipt: ev.GetReceipt(),
-		reason: clip(ev.GetReason()), peerN: ev.GetN(), attempt: ev.GetAttempt()}
+	c := change{
+		in: input{kind: inEvent}, artifacts: ev.GetArtifacts(), receipt: ev.GetReceipt(),
+		reason: clip(ev.GetReason()), peerN: ev.GetN(), attempt: ev.GetAttempt(),
+	}
 	for _, raw := range ev.GetArtifacts() {
 		if _, err := decodeArtifact(raw); err != nil {
 			return change{}, err

@@ -20,6 +20,9 @@ func now() time.Time { return time.Now() }
 // until ctx ends.
 func (e *Engine) Run(ctx context.Context) error {
 	if err := e.recover(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // stopped before it began
+		}
 		return fmt.Errorf("settle tasks of the last run: %w", err)
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -30,8 +33,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	return err
 }
 
-// recover looks at each open task once. Workers' sessions did not survive, so tasks that
-// were held are lost; live tasks of either role have an unknown outcome.
+// recover looks at each open task of the last run once. Workers' sessions did not
+// survive, so tasks that were held are lost; live tasks of either role have an unknown
+// outcome.
 func (e *Engine) recover(ctx context.Context) error {
 	var open []row
 	err := e.DB.View(ctx, func(tx *store.Tx) error {
@@ -53,17 +57,18 @@ func (e *Engine) recover(ctx context.Context) error {
 	}
 	for _, r := range open {
 		switch {
-		case r.class == shoal.Live && r.role == Asked && r.peerN == 0:
+		case r.class == shoal.Live && r.role == Asked && r.peerN == 0 && !e.live.has(r.key):
 			err = e.forceStep(ctx, Asked, r.key, change{in: input{kind: inUnknown}, reason: ReasonOutcomeUnknown})
 		case r.role == Doing && r.queued:
 			e.queue.add(r.doer)
-		case r.role == Doing && r.held:
+		case r.role == Doing && r.held && !e.queue.ofThisRun(r.key):
 			e.queue.lost([]shoal.TaskKey{r.key}, r.doer, inLost)
 		}
 		if err != nil {
 			return err
 		}
 	}
+	e.queue.settled()
 	return nil
 }
 
