@@ -35,8 +35,10 @@ func TestForgedLiveRequestsAreRefused(t *testing.T) {
 		n++
 		return &wire.LiveRequest{
 			Network: network, Requester: r.key.Public(), Doer: shoal.AgentID(victim.did).PublicKey(), TaskId: fmt.Sprint("live-", n),
-			Offer: &wire.TaskOffer{Skill: "work", ContextId: "c", TimeoutMs: 5000, Class: 1,
-				Message: raw(t, &a2apb.Message{MessageId: "m", Role: a2apb.Role_ROLE_USER, Parts: textMessage("live").GetParts()})},
+			Offer: &wire.TaskOffer{
+				Skill: "work", ContextId: "c", TimeoutMs: 5000, Class: 1,
+				Message: raw(t, &a2apb.Message{MessageId: "m", Role: a2apb.Role_ROLE_USER, Parts: textMessage("live").GetParts()}),
+			},
 		}
 	}
 	for _, m := range []struct {

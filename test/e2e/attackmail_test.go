@@ -453,8 +453,10 @@ func TestStrangersDoNotTouchTasks(t *testing.T) {
 	event := func(s a2apb.TaskState) *wire.TaskMail {
 		return &wire.TaskMail{Body: &wire.TaskMail_Event{Event: &wire.TaskEvent{N: 1, Attempt: 1, Status: status(s)}}}
 	}
-	offer := &wire.TaskMail{TaskId: own, Body: &wire.TaskMail_Offer{Offer: &wire.TaskOffer{Skill: "work", ContextId: "c", TimeoutMs: 60_000,
-		Message: raw(t, &a2apb.Message{MessageId: "m", Role: a2apb.Role_ROLE_USER, Parts: textMessage("slow").GetParts()})}}}
+	offer := &wire.TaskMail{TaskId: own, Body: &wire.TaskMail_Offer{Offer: &wire.TaskOffer{
+		Skill: "work", ContextId: "c", TimeoutMs: 60_000,
+		Message: raw(t, &a2apb.Message{MessageId: "m", Role: a2apb.Role_ROLE_USER, Parts: textMessage("slow").GetParts()}),
+	}}}
 	seqs := map[string]uint64{}
 	send := func(d *daemon, to string, m *wire.TaskMail) (string, bool) {
 		seqs[to]++
