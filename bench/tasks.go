@@ -181,17 +181,23 @@ func (b *bench) showTasks(got map[string]*series, used *series) {
 		sync, got["fdatasync"].p99(), got["fdatasync"].n(), quic, got["quic"].n(), stream, got["stream"].n())
 	b.remark("API call %.1f us (N %d), one hop of a token %.1f us (N %d)", call, got["call"].n(), hop, got["hop"].n())
 	if s := got["task_durable"]; s != nil {
-		b.show(Figure{Name: "task_durable", P50: s.p50(), P99: s.p99(), Unit: "us", Floor: 2*sync + quic, Must: 6, Dir: "max",
-			note: fmt.Sprintf("N %d; floor 2 fdatasync + QUIC round trip; CPU of both daemons %.0f us/op", s.n(), used.p50())})
+		b.show(Figure{
+			Name: "task_durable", P50: s.p50(), P99: s.p99(), Unit: "us", Floor: 2*sync + quic, Must: 6, Dir: "max",
+			note: fmt.Sprintf("N %d; floor 2 fdatasync + QUIC round trip; CPU of both daemons %.0f us/op", s.n(), used.p50()),
+		})
 	}
 	if s := got["task_live"]; s != nil {
-		b.show(Figure{Name: "task_live", P50: s.p50(), P99: s.p99(), Unit: "us", Floor: stream + 3*call, Must: 4, Dir: "max",
-			note: fmt.Sprintf("N %d; floor new QUIC stream + 3 API calls", s.n())})
+		b.show(Figure{
+			Name: "task_live", P50: s.p50(), P99: s.p99(), Unit: "us", Floor: stream + 3*call, Must: 4, Dir: "max",
+			note: fmt.Sprintf("N %d; floor new QUIC stream + 3 API calls", s.n()),
+		})
 	}
 	if s := got["token"]; s != nil {
 		// 3 x RTT + 2 hops is the bound; as a ratio to it, must is 1.
-		b.show(Figure{Name: "token", P50: s.p50(), P99: s.p99(), Unit: "us", Floor: 3*quic + 2*hop, Must: 1, Dir: "max",
-			note: fmt.Sprintf("N %d; floor 3 QUIC round trips + 2 API hops", s.n())})
+		b.show(Figure{
+			Name: "token", P50: s.p50(), P99: s.p99(), Unit: "us", Floor: 3*quic + 2*hop, Must: 1, Dir: "max",
+			note: fmt.Sprintf("N %d; floor 3 QUIC round trips + 2 API hops", s.n()),
+		})
 	}
 }
 
