@@ -69,6 +69,7 @@ type batchRun struct {
 	told     told
 	envs     []inbound
 	verdicts []verdict
+	careful  bool // a handler failed: look whether the next that fails wrote anything
 
 	// Of the transaction under way:
 	flows   map[triple]*inflow
@@ -80,9 +81,9 @@ type batchRun struct {
 }
 
 // apply takes in envelopes, in order, and returns what to answer. Everything it says is
-// on disk when it returns. As a rule it is one transaction; each envelope whose handler
-// fails costs another, which is the first without it: what the failing handler wrote is
-// rolled back with everything else, so that it leaves no trace.
+// on disk when it returns. As a rule it is one transaction. An envelope whose handler
+// wrote something and then failed costs another, which is the first without it: what the
+// handler wrote is rolled back with everything else, so that it leaves no trace.
 func (m *Mailbox) apply(ctx context.Context, told told, envs []inbound) []*wire.FlowAck {
 	run := &batchRun{m: m, told: told, envs: envs, verdicts: make([]verdict, len(envs))}
 	acks := run.prejudge()
@@ -248,15 +249,45 @@ func (run *batchRun) one(tx *store.Tx, f *inflow, i int) error {
 		f.have, f.dirty = e.seq, true
 		return nil
 	}
+	before, err := run.changes(tx)
+	if err != nil {
+		return err
+	}
 	if err := run.m.handlers[e.topic](tx, e.envelope()); err != nil {
-		run.failed = i
-		run.verdicts[i] = judge(err)
 		run.m.log.Debug("handler refuses mail", "topic", e.topic, "agent", e.sender, "err", err)
-		return errStop
+		return run.refuse(tx, f, i, judge(err), before)
 	}
 	run.applied++
 	f.have, f.dirty = e.seq, true
 	return nil
+}
+
+// refuse acts on a handler's error. If the handler is known to have written nothing, the
+// transaction goes on; else it is rolled back, and with it those of others that share
+// its commit. From then on the batch watches what its handlers write: a sender of many
+// envelopes that are refused costs us one roll back, not one for each.
+func (run *batchRun) refuse(tx *store.Tx, f *inflow, i int, v verdict, before int64) error {
+	if run.careful {
+		after, err := run.changes(tx)
+		if err != nil {
+			return err
+		}
+		if after == before {
+			run.verdicts[i] = v
+			return run.one(tx, f, i)
+		}
+	}
+	run.careful = true
+	run.failed, run.verdicts[i] = i, v
+	return errStop
+}
+
+// changes counts what this connection ever wrote; 0 as long as no handler failed.
+func (run *batchRun) changes(tx *store.Tx) (n int64, err error) {
+	if run.careful {
+		_, err = tx.One(`SELECT total_changes()`, nil, &n)
+	}
+	return n, err
 }
 
 // judge says what a handler's error means for the envelope.

@@ -46,8 +46,9 @@ const TopicLetter = "shoal.letter"
 // nil means applied. An [*shoal.Error] of kind Invalid, Denied, NotFound, Conflict or
 // Unsupported refuses it for good with the error's reason; any other error means "try
 // later" and holds up the rest of its flow. Whatever a failing handler wrote is rolled
-// back. It may run several times for one envelope, of which one commits, so it acts on
-// nothing but tx; it may post. env.Body is the handler's to keep.
+// back; it is cheaper, for everybody, to check before writing. It may run several times
+// for one envelope, of which one commits, so it acts on nothing but tx; it may post.
+// env.Body is the handler's to keep.
 type Handler func(tx *store.Tx, env shoal.Envelope) error
 
 // UndeliveredFunc learns that an envelope posted here will never be applied: its
@@ -218,11 +219,11 @@ type Mailbox struct {
 }
 
 type counters struct {
-	posted, acked, refused, expired      atomic.Uint64
-	received, applied, duplicates        atomic.Uint64
-	sentFrames, sentEnvelopes, resent    atomic.Uint64
-	signed, verified, receivedFrames     atomic.Uint64
-	dials, dialsFailed, streams, dropped atomic.Uint64
+	posted, acked, refused, expired  atomic.Uint64
+	received, applied, duplicates    atomic.Uint64
+	sentFrames, sentEnvelopes        atomic.Uint64
+	signed, verified, receivedFrames atomic.Uint64
+	dials, dialsFailed, streams      atomic.Uint64
 }
 
 // New returns a mailbox over db, whose schemas must include [Schema]. It starts nothing;

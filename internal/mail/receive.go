@@ -133,7 +133,9 @@ func (m *Mailbox) readFrames(ctx context.Context, conn net.Conn, frames chan<- i
 	r := bufio.NewReaderSize(conn, 64<<10)
 	trust := 0 // twice the largest frame that was in order
 	for {
-		conn.SetReadDeadline(time.Now().Add(readTimeout))
+		if err := conn.SetReadDeadline(time.Now().Add(readTimeout)); err != nil {
+			return err
+		}
 		raw, err := readPrefixed(r, maxFrame, trust)
 		if err != nil {
 			if errors.Is(err, errTooLong) {
@@ -245,7 +247,9 @@ func (m *Mailbox) writeAcks(conn net.Conn, acks <-chan []*wire.FlowAck) error {
 				return err
 			}
 			flows = flows[n:]
-			conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+			if err := conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+				return fmt.Errorf("write ack: %w", err)
+			}
 			if _, err := conn.Write(buf); err != nil {
 				return fmt.Errorf("write ack: %w", err)
 			}

@@ -118,7 +118,9 @@ func (m *Mailbox) sendAll(ctx context.Context, conn net.Conn, p *peer) error {
 			m.hold(p, b)
 			return nil
 		}
-		conn.SetWriteDeadline(time.Now().Add(m.cfg.AckTimeout))
+		if err := conn.SetWriteDeadline(time.Now().Add(m.cfg.AckTimeout)); err != nil {
+			return fmt.Errorf("write frame: %w", err)
+		}
 		if _, err := conn.Write(frame); err != nil {
 			return fmt.Errorf("write frame: %w", err)
 		}

@@ -74,7 +74,7 @@ func listenUnix(path string) (net.Listener, error) {
 	}
 	l.SetUnlinkOnClose(false) // removeSocket does it, last
 	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
+		_ = l.Close() // the listener is of no use
 		return nil, fmt.Errorf("close socket to others: %w", err)
 	}
 	return l, nil

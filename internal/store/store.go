@@ -142,7 +142,7 @@ func (db *DB) growLog() {
 	if err != nil || fi.Size() >= logSize {
 		return
 	}
-	if _, err := f.WriteAt(make([]byte, logSize-fi.Size()), fi.Size()); err == nil {
+	if _, err = f.WriteAt(make([]byte, logSize-fi.Size()), fi.Size()); err == nil {
 		err = f.Sync()
 	}
 	if err != nil {
@@ -208,7 +208,7 @@ func (db *DB) connect() (err error) {
 // pages that never reached the disk (fsync is not asked twice, spec: LazyFS study).
 func (db *DB) reconnect() error {
 	if db.writer != nil {
-		db.writer.close()
+		_ = db.writer.close() // it is broken
 		db.writer = nil
 	}
 	c, err := db.newConn()

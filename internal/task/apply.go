@@ -121,15 +121,19 @@ func (e *Engine) record(tx *store.Tx, r *row, c change, eff effects, before a2a.
 // postEffects sends what the asker says to the doer.
 func (e *Engine) postEffects(tx *store.Tx, r *row, c change, eff effects) error {
 	if eff&doAskCancel != 0 {
-		err := e.post(tx, r.key.Requester, r.doer, &wire.TaskMail{TaskId: string(r.key.ID),
-			Body: &wire.TaskMail_Cancel{Cancel: &wire.TaskCancel{Reason: "asked"}}})
+		err := e.post(tx, r.key.Requester, r.doer, &wire.TaskMail{
+			TaskId: string(r.key.ID),
+			Body:   &wire.TaskMail_Cancel{Cancel: &wire.TaskCancel{Reason: "asked"}},
+		})
 		if err != nil {
 			return err
 		}
 	}
 	if eff&doSendInput != 0 {
-		return e.post(tx, r.key.Requester, r.doer, &wire.TaskMail{TaskId: string(r.key.ID),
-			Body: &wire.TaskMail_Input{Input: &wire.TaskInput{Message: c.message}}})
+		return e.post(tx, r.key.Requester, r.doer, &wire.TaskMail{
+			TaskId: string(r.key.ID),
+			Body:   &wire.TaskMail_Input{Input: &wire.TaskInput{Message: c.message}},
+		})
 	}
 	return nil
 }

@@ -123,10 +123,9 @@ func (e *Engine) Lost(keys []shoal.TaskKey, agent shoal.AgentID) { e.queue.lost(
 type queue struct {
 	wake chan struct{} // capacity 1
 
-	mu      sync.Mutex
-	agents  map[shoal.AgentID]bool // agents with waiting tasks → look now
-	gone    []lostTask
-	thisRun map[shoal.TaskKey]bool // started since New; nil once the last run is settled
+	mu     sync.Mutex
+	agents map[shoal.AgentID]bool // agents with waiting tasks → look now
+	gone   []lostTask
 }
 
 type lostTask struct {
@@ -136,32 +135,7 @@ type lostTask struct {
 }
 
 func newQueue() *queue {
-	return &queue{wake: make(chan struct{}, 1), agents: map[shoal.AgentID]bool{}, thisRun: map[shoal.TaskKey]bool{}}
-}
-
-// starting notes that a worker of this run is about to get key. Mail may bring tasks, and
-// workers may attach, before the last run's tasks have been settled: those of this run
-// are not lost with it.
-func (q *queue) starting(key shoal.TaskKey) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.thisRun != nil {
-		q.thisRun[key] = true
-	}
-}
-
-// ofThisRun reports whether key was started since New; it is asked before [queue.settled].
-func (q *queue) ofThisRun(key shoal.TaskKey) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.thisRun[key]
-}
-
-// settled says that the last run's tasks have been looked at.
-func (q *queue) settled() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.thisRun = nil
+	return &queue{wake: make(chan struct{}, 1), agents: map[shoal.AgentID]bool{}}
 }
 
 func (q *queue) waiting(agent shoal.AgentID) bool {

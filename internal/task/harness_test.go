@@ -82,6 +82,7 @@ func (n *testNode) Key(a shoal.AgentID) (identity.Key, bool) { return n.key, a =
 func (n *testNode) Host(_ context.Context, a shoal.AgentID) (shoal.NodeID, error) {
 	return a.Node(), nil
 }
+
 func (n *testNode) Choose(_ context.Context, skill string) (shoal.AgentID, error) {
 	n.w.mu.Lock()
 	defer n.w.mu.Unlock()

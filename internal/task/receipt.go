@@ -84,8 +84,10 @@ func (e *Engine) countersign(tx *store.Tx, r *row, ev *wire.TaskEvent, raw []byt
 	if r.receipt, err = deterministic.Marshal(signed); err != nil {
 		return err
 	}
-	_, err = e.Outbox.PostLazy(tx, r.key.Requester, r.doer, Topic, encodeMail(&wire.TaskMail{TaskId: string(r.key.ID),
-		Body: &wire.TaskMail_Countersigned{Countersigned: &wire.Countersigned{Receipt: r.receipt}}}), 0)
+	_, err = e.Outbox.PostLazy(tx, r.key.Requester, r.doer, Topic, encodeMail(&wire.TaskMail{
+		TaskId: string(r.key.ID),
+		Body:   &wire.TaskMail_Countersigned{Countersigned: &wire.Countersigned{Receipt: r.receipt}},
+	}), 0)
 	return err
 }
 

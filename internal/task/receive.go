@@ -145,7 +145,6 @@ func (e *Engine) tryStart(tx *store.Tx, r *row) (bool, error) {
 	if !e.Workers.Reserve(key, agent, r.skill) {
 		return false, nil
 	}
-	e.queue.starting(key)
 	tx.OnRollback(func() { e.Workers.Release(key, agent) })
 	return true, e.apply(tx, r, change{in: input{kind: inStart}})
 }

@@ -80,10 +80,12 @@ const rowColumns = `row, role, requester, id, doer, context_id, skill, class, tr
 	message, status, receipt`
 
 func (r *row) dest(state *int32) []any {
-	return []any{&r.row, (*uint8)(&r.role), (*string)(&r.key.Requester), (*string)(&r.key.ID), (*string)(&r.doer),
+	return []any{
+		&r.row, (*uint8)(&r.role), (*string)(&r.key.Requester), (*string)(&r.key.ID), (*string)(&r.doer),
 		&r.contextID, &r.skill, (*uint8)(&r.class), &r.trace, state, &r.attempt, &r.queued, &r.held,
 		&r.canceling, &r.reason, &r.created, &r.started, &r.updated, &r.timeout, &r.deadline, &r.delivery,
-		&r.n, &r.peerN, &r.artifacts, &r.message, &r.status, &r.receipt}
+		&r.n, &r.peerN, &r.artifacts, &r.message, &r.status, &r.receipt,
+	}
 }
 
 // loadRow returns the task of a role, or ErrNotFound.

@@ -57,18 +57,17 @@ func (e *Engine) recover(ctx context.Context) error {
 	}
 	for _, r := range open {
 		switch {
-		case r.class == shoal.Live && r.role == Asked && r.peerN == 0 && !e.live.has(r.key):
+		case r.class == shoal.Live && r.role == Asked && r.peerN == 0:
 			err = e.forceStep(ctx, Asked, r.key, change{in: input{kind: inUnknown}, reason: ReasonOutcomeUnknown})
 		case r.role == Doing && r.queued:
 			e.queue.add(r.doer)
-		case r.role == Doing && r.held && !e.queue.ofThisRun(r.key):
+		case r.role == Doing && r.held:
 			e.queue.lost([]shoal.TaskKey{r.key}, r.doer, inLost)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	e.queue.settled()
 	return nil
 }
 

@@ -407,8 +407,10 @@ func (e *Engine) followChunks(ctx context.Context, t Task) error {
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	err = writeLive(conn, &wire.LiveRequest{Network: e.cfg.Network, Requester: t.Key.Requester.PublicKey(),
-		Doer: t.Doer.PublicKey(), TaskId: string(t.Key.ID)})
+	err = writeLive(conn, &wire.LiveRequest{
+		Network: e.cfg.Network, Requester: t.Key.Requester.PublicKey(),
+		Doer: t.Doer.PublicKey(), TaskId: string(t.Key.ID),
+	})
 	if err != nil {
 		return err
 	}

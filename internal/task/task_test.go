@@ -82,8 +82,10 @@ func TestInputRequiredRoundTrip(t *testing.T) {
 	doer.attach(1)
 	id := asker.submit(t, Request{To: doer.agent(), Skill: "echo"}).Key.ID
 	a := <-doer.workers.started
-	_, err := doer.Report(context.Background(), shoal.Report{Key: a.Key, Agent: a.Agent, Attempt: 1,
-		State: a2a.TaskStateInputRequired, Message: a2a.NewMessage(a2a.MessageRoleAgent, a2a.NewTextPart("which size?"))})
+	_, err := doer.Report(context.Background(), shoal.Report{
+		Key: a.Key, Agent: a.Agent, Attempt: 1,
+		State: a2a.TaskStateInputRequired, Message: a2a.NewMessage(a2a.MessageRoleAgent, a2a.NewTextPart("which size?")),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
