@@ -314,8 +314,15 @@ func newEpoch(old int64, now time.Time) int64 {
 func (db *DB) Close() error {
 	db.mu.Lock()
 	db.closed = true
-	waiting := db.queue
-	db.queue = nil
+	var lead, waiting []*request
+	for _, r := range db.queue {
+		if r.lead {
+			lead = append(lead, r) // it was woken to run the next batch, and will
+		} else {
+			waiting = append(waiting, r)
+		}
+	}
+	db.queue = lead
 	leading := db.leading
 	db.mu.Unlock()
 	for _, r := range waiting {

@@ -257,6 +257,50 @@ func TestSecondOpenIsRefused(t *testing.T) {
 	}
 }
 
+// A node that stops under load: each update is stored or told that it was not.
+func TestCloseUnderLoad(t *testing.T) {
+	for range 20 {
+		dir := t.TempDir()
+		db, err := open(t, dir, rows)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var acked atomic.Int64
+		var wg sync.WaitGroup
+		for range 32 {
+			wg.Go(func() {
+				for {
+					err := insert(db, "x")
+					if errors.Is(err, store.ErrClosed) {
+						return
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					acked.Add(1)
+				}
+			})
+		}
+		for acked.Load() < 50 {
+			runtime.Gosched()
+		}
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		if db, err = open(t, dir, rows); err != nil {
+			t.Fatal(err)
+		}
+		if got := count(t, db); got != int(acked.Load()) {
+			t.Errorf("%d rows for %d acknowledgements", got, acked.Load())
+		}
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestSchemasMoveForwardOnly(t *testing.T) {
 	dir := t.TempDir()
 	next := store.Schema{Package: "test", Steps: append(append([]string(nil), rows.Steps...), `ALTER TABLE rows ADD COLUMN more TEXT`)}

@@ -76,6 +76,7 @@ func (e *Engine) countersign(tx *store.Tx, r *row, ev *wire.TaskEvent, raw []byt
 		e.Log.Warn("receipt not countersigned", "task", r.key.ID, "agent", r.doer, "err", err)
 		return nil
 	}
+	r.skill = body.GetSkill() // the asker may have left it to the doer
 	key, ok := e.Keys.Key(r.key.Requester)
 	if !ok {
 		return shoal.NewError(shoal.Unavailable, "key_missing", "the key of agent "+string(r.key.Requester)+" is not here", "")

@@ -164,10 +164,10 @@ func insertRow(tx *store.Tx, r *row, idem string, requestHash []byte) error {
 
 // saveRow writes back what a step can change.
 func saveRow(tx *store.Tx, r *row) error {
-	_, err := tx.Exec(`UPDATE tasks SET state = ?, attempt = ?, queued = ?, held = ?, canceling = ?, reason = ?,
+	_, err := tx.Exec(`UPDATE tasks SET skill = ?, state = ?, attempt = ?, queued = ?, held = ?, canceling = ?, reason = ?,
 		started_ms = ?, updated_ms = ?, deadline_ms = ?, delivery = ?, n = ?, peer_n = ?, artifacts = ?, status = ?, receipt = ?
 		WHERE row = ?`,
-		int32(stateToPB(r.state)), r.attempt, r.queued, r.held, r.canceling, r.reason, r.started, r.updated,
+		r.skill, int32(stateToPB(r.state)), r.attempt, r.queued, r.held, r.canceling, r.reason, r.started, r.updated,
 		r.deadline, r.delivery, r.n, r.peerN, r.artifacts, r.status, r.receipt, r.row)
 	return err
 }

@@ -56,6 +56,22 @@ func TestStraightLine(t *testing.T) {
 	}
 }
 
+func TestDoerChoosesTheSkill(t *testing.T) {
+	asker, doer := pair(t, echo)
+	doer.attach(1)
+	id := asker.submit(t, Request{To: doer.agent()}).Key.ID
+	doer.report(t, <-doer.workers.started, a2a.TaskStateCompleted)
+	asker.wait(t, id)
+	for _, n := range []*testNode{asker, doer} {
+		if got, err := n.Get(context.Background(), Ref{ID: id}); got.Skill != "echo" || err != nil {
+			t.Errorf("skill %q, %v", got.Skill, err)
+		}
+	}
+	if r := countersigned(t, asker, Ref{ID: id, Role: Asked}); r.Skill != "echo" {
+		t.Errorf("receipt for skill %q", r.Skill)
+	}
+}
+
 func TestTaskWaitsForAWorker(t *testing.T) {
 	asker, doer := pair(t, echo)
 	var ids []a2a.TaskID
