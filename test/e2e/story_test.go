@@ -12,8 +12,11 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
+
 	"github.com/shoalmesh/shoal"
 	"github.com/shoalmesh/shoal/agent"
+	shoalv1 "github.com/shoalmesh/shoal/gen/shoal/v1"
 )
 
 // person is a user with a HOME of their own, at a shell.
@@ -303,4 +306,34 @@ func TestExitCodes(t *testing.T) {
 		t.Fatalf("task send prints %q: %v", out, err)
 	}
 	is(7, "task_terminal", "task", "cancel", sent.ID)
+}
+
+// TestCrashedFirstNodeFindsItsPeers kills the node that was there first, which never
+// joined anybody, while its peer is idle and so does not notice. After the restart it
+// knows whom it was connected with, and work flows both ways at once.
+func TestCrashedFirstNodeFindsItsPeers(t *testing.T) {
+	first, second := startDaemon(t, "first"), startDaemon(t, "second")
+	second.join(first)
+	onFirst := attach(t, first, agent.Config{Name: "one", Skills: skills("work")}, echo)
+	onSecond := attach(t, second, agent.Config{Name: "two", Skills: skills("work")}, echo)
+	roundTrip(t, first, onSecond.did, "work", "before")
+	roundTrip(t, second, onFirst.did, "work", "before")
+	eventually(t, 10*time.Second, "nothing is on its way any more", func() bool {
+		a, err := first.node.Status(ctxFor(t, 5*time.Second), connect.NewRequest(&shoalv1.StatusRequest{}))
+		b, err2 := second.node.Status(ctxFor(t, 5*time.Second), connect.NewRequest(&shoalv1.StatusRequest{}))
+		return err == nil && err2 == nil && a.Msg.GetOutbox() == 0 && b.Msg.GetOutbox() == 0
+	})
+	first.kill()
+	first.start()
+
+	const most = 8 * time.Second // an idle QUIC connection is given up after 30 s
+	began := time.Now()
+	roundTrip(t, first, onSecond.did, "work", "after")
+	there := time.Since(began)
+	roundTrip(t, second, onFirst.did, "work", "after")
+	back := time.Since(began) - there
+	t.Logf("after kill -9 of the first node: a task from it took %d ms, one to it %d ms", there.Milliseconds(), back.Milliseconds())
+	if there > most || back > most {
+		t.Errorf("it took %v and %v, at most %v", there, back, most)
+	}
 }
