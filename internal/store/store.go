@@ -310,9 +310,13 @@ func newEpoch(old int64, now time.Time) int64 {
 }
 
 // Close waits for the batch that is running, refuses what waits with [ErrClosed], and
-// gives the data dir free.
+// gives the data dir free. Closing again does nothing.
 func (db *DB) Close() error {
 	db.mu.Lock()
+	if db.closed {
+		db.mu.Unlock()
+		return nil
+	}
 	db.closed = true
 	var lead, waiting []*request
 	for _, r := range db.queue {
