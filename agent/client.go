@@ -15,14 +15,15 @@ import (
 
 // Client speaks to one daemon as one of the agents it hosts; at first as the node's
 // own. Its errors are [*shoal.Error]. It is safe for concurrent use, and all copies
-// made by [Client.As] share one connection, which is opened when needed and again
+// made by [Client.As] share their connections, which are opened when needed and again
 // after the daemon restarted.
 type Client struct {
-	as        string
-	transport *http.Transport
-	agents    shoalv1connect.AgentServiceClient
-	tasks     shoalv1connect.TaskServiceClient
-	workers   shoalv1connect.WorkerServiceClient
+	as      string
+	ways    transports
+	agents  shoalv1connect.AgentServiceClient
+	tasks   shoalv1connect.TaskServiceClient
+	workers shoalv1connect.WorkerServiceClient
+	duplex  shoalv1connect.WorkerServiceClient // for ReportStream
 }
 
 // Dial returns a client of the daemon whose home or socket is given; "" means the home
@@ -38,27 +39,28 @@ func Dial(homeOrSocket string) (*Client, error) {
 }
 
 func newClient(p place) *Client {
-	transport := p.dialer()
-	hc := &http.Client{Transport: transport}
+	ways := p.transports()
+	hc := &http.Client{Transport: ways.calls}
 	opts := callOptions()
 	return &Client{
-		transport: transport,
-		agents:    shoalv1connect.NewAgentServiceClient(hc, baseURL, opts...),
-		tasks:     shoalv1connect.NewTaskServiceClient(hc, baseURL, opts...),
-		workers:   shoalv1connect.NewWorkerServiceClient(hc, baseURL, opts...),
+		ways:    ways,
+		agents:  shoalv1connect.NewAgentServiceClient(hc, baseURL, opts...),
+		tasks:   shoalv1connect.NewTaskServiceClient(hc, baseURL, opts...),
+		workers: shoalv1connect.NewWorkerServiceClient(hc, baseURL, opts...),
+		duplex:  shoalv1connect.NewWorkerServiceClient(&http.Client{Transport: ways.duplex}, baseURL, opts...),
 	}
 }
 
 // As returns a client that asks as the given hosted agent (DID or name), over the same
-// connection.
+// connections.
 func (c *Client) As(agent string) *Client {
 	d := *c
 	d.as = agent
 	return &d
 }
 
-// Close closes the connection once the calls on it have ended.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+// Close closes the connections once the calls on them have ended.
+func (c *Client) Close() { c.ways.close() }
 
 // Found is an agent as the daemon knows it.
 type Found struct {

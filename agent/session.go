@@ -75,7 +75,7 @@ func (r *runner) session(ctx context.Context) (attached bool, err error) {
 	}
 	s := &session{
 		runner: r, id: welcome.GetSession(), alive: streamCtx, node: r.client.As(welcome.GetDid()),
-		chunks: newChunker(r.client.workers, welcome.GetSession()), tasks: make(map[shoal.TaskKey]*Task),
+		chunks: newChunker(r.client.duplex, welcome.GetSession()), tasks: make(map[shoal.TaskKey]*Task),
 	}
 	if !stop() { // from here on the end of ctx means to drain
 		return true, errStopping

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -27,6 +28,10 @@ const (
 	// baseURL names the daemon to the HTTP client; the dialer ignores it. "localhost"
 	// passes the daemon's Host check.
 	baseURL = "http://localhost"
+
+	// Connections that are kept for the next calls.
+	maxIdle  = 64
+	idleTime = 90 * time.Second
 
 	// maxReply bounds one message from the daemon: the largest task with its history.
 	maxReply = 16 << 20
@@ -84,23 +89,36 @@ func checkSocketPath(s string) error {
 	return nil
 }
 
-// dialer returns an HTTP client that speaks HTTP/2 without TLS over the socket: all
-// calls share one connection, and ReportStream needs both directions at once.
-func (p place) dialer() *http.Transport {
-	var protocols http.Protocols
-	protocols.SetUnencryptedHTTP2(true)
-	return &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			path := p.path()
-			if err := checkSocketPath(path); err != nil {
-				return nil, err
-			}
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", path)
+// transports are the ways to the socket. A call by HTTP/1.1 costs two thirds of one by
+// HTTP/2, so only ReportStream, which needs both directions at once, goes by the latter.
+type transports struct{ calls, duplex *http.Transport }
+
+func (t transports) close() {
+	t.calls.CloseIdleConnections()
+	t.duplex.CloseIdleConnections()
+}
+
+func (p place) transports() transports {
+	var h1, h2 http.Protocols
+	h1.SetHTTP1(true)
+	h2.SetUnencryptedHTTP2(true)
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		path := p.path()
+		if err := checkSocketPath(path); err != nil {
+			return nil, err
+		}
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}
+	return transports{
+		calls: &http.Transport{
+			DialContext: dial, Protocols: &h1, DisableCompression: true,
+			MaxIdleConnsPerHost: maxIdle, IdleConnTimeout: idleTime,
 		},
-		Protocols:          &protocols,
-		DisableCompression: true,
-		HTTP2:              &http.HTTP2Config{MaxReceiveBufferPerStream: 1 << 20},
+		duplex: &http.Transport{
+			DialContext: dial, Protocols: &h2, DisableCompression: true,
+			HTTP2: &http.HTTP2Config{MaxReceiveBufferPerStream: 1 << 20},
+		},
 	}
 }
 
