@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -291,6 +293,42 @@ func TestCloseWaitsAndRefuses(t *testing.T) {
 	db = open(t, filepath.Dir(db.path), kv)
 	if got := all(t, db); got != "1=one 2=two" {
 		t.Errorf("rows = %q", got)
+	}
+}
+
+// A node that stops under load: each update is stored or told that it was not.
+func TestCloseUnderLoad(t *testing.T) {
+	for range 10 {
+		dir := home(t)
+		db := open(t, dir, kv)
+		var acked atomic.Int64
+		var wg sync.WaitGroup
+		for range 32 {
+			wg.Go(func() {
+				for {
+					err := db.Update(context.Background(), func(tx *Tx) error { _, err := tx.Exec("INSERT INTO kv (v) VALUES (NULL)"); return err })
+					if errors.Is(err, ErrClosed) {
+						return
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					acked.Add(1)
+				}
+			})
+		}
+		for acked.Load() < 50 {
+			runtime.Gosched()
+		}
+		shut(t, db)
+		wg.Wait()
+		db = open(t, dir, kv)
+		var n int64
+		view(t, db, func(tx *Tx) error { _, err := tx.One("SELECT count(*) FROM kv", nil, &n); return err })
+		if n != acked.Load() {
+			t.Errorf("%d rows, %d acknowledged", n, acked.Load())
+		}
 	}
 }
 
