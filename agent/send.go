@@ -153,7 +153,7 @@ func (c *Client) Watch(ctx context.Context, id string, after uint64, fn func(Eve
 	if err != nil {
 		return asError(ctx, err)
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }() // its error says no more than Receive did
 	for stream.Receive() {
 		e, err := newEvent(stream.Msg())
 		if err != nil {

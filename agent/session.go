@@ -63,8 +63,8 @@ func (r *runner) session(ctx context.Context) (attached bool, err error) {
 	if err != nil {
 		return false, asError(streamCtx, err)
 	}
-	defer stream.Close()
-	defer cut(errLost) // before Close, which would read to the end
+	defer func() { _ = stream.Close() }() // its error says no more than Receive did
+	defer cut(errLost)                    // before Close, which would read to the end
 
 	if !stream.Receive() {
 		return false, r.streamError(streamCtx, stream.Err())

@@ -19,12 +19,19 @@ import (
 )
 
 const (
-	findNodes  = 50
 	capability = "ocr"
 	// While one answer is given the mesh is asked behind it; the next find waits for that,
 	// as finds of a real program are seconds apart.
 	warmPause = 60 * time.Millisecond
 )
+
+// findNodes is fewer in a quick run: that many joining each other take most of its time.
+func (b *bench) findNodes() int {
+	if b.quick {
+		return 12
+	}
+	return 50
+}
 
 // small is a node of mesh, directory and store, composed as package node does it.
 type small struct {
@@ -127,7 +134,7 @@ func (s *school) close() {
 	}
 }
 
-// measureFind starts 50 nodes with an agent each and one that looks for them.
+// measureFind starts nodes with an agent each and one that looks for them.
 func (b *bench) measureFind(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	s := &school{b: b, stop: stop}
@@ -137,7 +144,7 @@ func (b *bench) measureFind(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for range findNodes - 1 {
+	for range b.findNodes() - 1 {
 		if _, err := s.add(ctx, first.mesh.Addrs()); err != nil {
 			return err
 		}
@@ -149,7 +156,7 @@ func (b *bench) measureFind(ctx context.Context) error {
 	if err := f.settle(ctx); err != nil {
 		return err
 	}
-	b.remark("%d nodes in one process know each other after %v", findNodes, time.Since(began).Round(10*time.Millisecond))
+	b.remark("%d nodes in one process know each other after %v", b.findNodes(), time.Since(began).Round(10*time.Millisecond))
 	return b.takeFinds(ctx, f)
 }
 
@@ -160,6 +167,7 @@ type asker struct {
 	mesh         *mesh.Mesh
 	cached, warm *directory.Directory
 	asked        time.Time // when cached was last filled
+	nodes        int       // how many have what is looked for
 }
 
 func (s *school) addAsker(ctx context.Context, join []string) (*asker, error) {
@@ -171,7 +179,7 @@ func (s *school) addAsker(ctx context.Context, join []string) (*asker, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &asker{}
+	f := &asker{nodes: s.b.findNodes()}
 	if f.mesh, err = mesh.New(mesh.Config{Network: "bench", Listen: listen, Bootstrap: join}, key, slog.New(slog.DiscardHandler)); err != nil {
 		return nil, err
 	}
@@ -201,20 +209,20 @@ func (f *asker) settle(ctx context.Context) error {
 		err := until(ctx, time.Minute, "not all agents were found", func() (bool, error) {
 			cards, err := d.Find(ctx, directory.Query{Capability: capability, Limit: 100, Fresh: true})
 			n = len(cards)
-			return n == findNodes, err
+			return n == f.nodes, err
 		})
 		if err != nil {
-			return errors.Join(err, fmt.Errorf("%d of %d", n, findNodes))
+			return errors.Join(err, fmt.Errorf("%d of %d", n, f.nodes))
 		}
 	}
 	f.asked = time.Now()
 	return nil
 }
 
-func find(ctx context.Context, d *directory.Directory, fresh bool) error {
+func (f *asker) find(ctx context.Context, d *directory.Directory, fresh bool) error {
 	cards, err := d.Find(ctx, directory.Query{Capability: capability, Limit: 100, Fresh: fresh})
-	if err == nil && len(cards) != findNodes {
-		err = fmt.Errorf("%d of %d agents were found", len(cards), findNodes)
+	if err == nil && len(cards) != f.nodes {
+		err = fmt.Errorf("%d of %d agents were found", len(cards), f.nodes)
 	}
 	return err
 }
@@ -223,7 +231,7 @@ func (b *bench) takeFinds(ctx context.Context, f *asker) error {
 	var cached, warm, fresh series
 	for i := range b.windows() + 1 {
 		if time.Since(f.asked) > 15*time.Second { // well within CacheFor
-			if err := find(ctx, f.cached, true); err != nil {
+			if err := f.find(ctx, f.cached, true); err != nil {
 				return err
 			}
 			f.asked = time.Now()
@@ -234,11 +242,11 @@ func (b *bench) takeFinds(ctx context.Context, f *asker) error {
 			op   func() ([]float64, error)
 		}{
 			{"find_cached", &cached, func() ([]float64, error) {
-				return timed(ctx, b.span()/4, func() error { return find(ctx, f.cached, false) })
+				return timed(ctx, b.span()/4, func() error { return f.find(ctx, f.cached, false) })
 			}},
 			{"find_warm", &warm, func() ([]float64, error) { return f.warmly(ctx, b.span()) }},
 			{"find_fresh", &fresh, func() ([]float64, error) {
-				return timed(ctx, b.span()/4, func() error { return find(ctx, f.cached, true) })
+				return timed(ctx, b.span()/4, func() error { return f.find(ctx, f.cached, true) })
 			}},
 		} {
 			stopProf, err := b.profile(part.name, i)
@@ -257,14 +265,18 @@ func (b *bench) takeFinds(ctx context.Context, f *asker) error {
 		f.asked = time.Now()
 	}
 	b.remark("find that asks all %d nodes, over the network, before it answers: p50 %.2f ms, p99 %.2f ms, N %d",
-		findNodes, fresh.p50()/1e3, fresh.p99()/1e3, fresh.n())
+		f.nodes, fresh.p50()/1e3, fresh.p99()/1e3, fresh.n())
 	if b.wants("find_warm") {
-		b.show(Figure{Name: "find_warm", P50: warm.p50() / 1e3, P99: warm.p99() / 1e3, Unit: "ms", Floor: 1, Must: 2, Dir: "max",
-			note: fmt.Sprintf("N %d; %d cards; answer older than CacheFor, mesh asked behind it", warm.n(), findNodes)})
+		b.show(Figure{
+			Name: "find_warm", P50: warm.p50() / 1e3, P99: warm.p99() / 1e3, Unit: "ms", Floor: 1, Must: 2, Dir: "max",
+			note: fmt.Sprintf("N %d; %d cards; answer older than CacheFor, mesh asked behind it", warm.n(), f.nodes),
+		})
 	}
 	if b.wants("find_cached") {
-		b.show(Figure{Name: "find_cached", P50: cached.p50() / 1e3, P99: cached.p99() / 1e3, Unit: "ms", Floor: 1, Must: 0.2, Dir: "max",
-			note: fmt.Sprintf("N %d; %d cards", cached.n(), findNodes)})
+		b.show(Figure{
+			Name: "find_cached", P50: cached.p50() / 1e3, P99: cached.p99() / 1e3, Unit: "ms", Floor: 1, Must: 0.2, Dir: "max",
+			note: fmt.Sprintf("N %d; %d cards", cached.n(), f.nodes),
+		})
 	}
 	return nil
 }
@@ -279,7 +291,7 @@ func (f *asker) warmly(ctx context.Context, span time.Duration) ([]float64, erro
 			return nil, ctx.Err()
 		}
 		began := time.Now()
-		if err := find(ctx, f.warm, false); err != nil {
+		if err := f.find(ctx, f.warm, false); err != nil {
 			return nil, err
 		}
 		out = append(out, micros(time.Since(began)))

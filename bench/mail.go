@@ -93,12 +93,16 @@ func (b *bench) showMail(got map[string]*series, used *series) {
 	m := got["mail"]
 	note := fmt.Sprintf("N %d windows; p99 is the worst; CPU of both daemons %.0f us/envelope", m.n(), used.p50())
 	if js := got["jetstream"]; js != nil {
-		b.show(Figure{Name: "mail_vs_jetstream", P50: m.p50(), P99: m.worst(), Unit: "1/s", Floor: js.p50(), Must: 1.5, Dir: "min",
-			note: note + "; peer JetStream, file storage, sync always, async publish"})
+		b.show(Figure{
+			Name: "mail_vs_jetstream", P50: m.p50(), P99: m.worst(), Unit: "1/s", Floor: js.p50(), Must: 1.5, Dir: "min",
+			note: note + "; peer JetStream, file storage, sync always, async publish",
+		})
 	}
 	if s := got["store"]; s != nil {
-		b.show(Figure{Name: "mail_vs_store", P50: m.p50(), P99: m.worst(), Unit: "1/s", Floor: s.p50(), Must: 0.4, Dir: "min",
-			note: note + "; floor our group commit of 1 KiB rows, 128 callers"})
+		b.show(Figure{
+			Name: "mail_vs_store", P50: m.p50(), P99: m.worst(), Unit: "1/s", Floor: s.p50(), Must: 0.4, Dir: "min",
+			note: note + "; floor our group commit of 1 KiB rows, 128 callers",
+		})
 	}
 }
 

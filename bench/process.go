@@ -41,8 +41,10 @@ func (b *bench) measureIdle(ctx context.Context, p *pair) error {
 		return ctx.Err()
 	}
 	a, z := p.a.rssMB(), p.b.rssMB()
-	b.show(Figure{Name: "rss", P50: max(a, z), P99: max(a, z), Unit: "MB", Floor: 1, Must: 60, Dir: "max",
-		note: fmt.Sprintf("VmRSS after %v idle and joined, the larger of %.1f and %.1f", idleFor, a, z)})
+	b.show(Figure{
+		Name: "rss", P50: max(a, z), P99: max(a, z), Unit: "MB", Floor: 1, Must: 60, Dir: "max",
+		note: fmt.Sprintf("VmRSS after %v idle and joined, the larger of %.1f and %.1f", idleFor, a, z),
+	})
 	return nil
 }
 
@@ -76,7 +78,9 @@ func (b *bench) measureStart(ctx context.Context) error {
 		}
 		bare = append(bare, time.Since(began).Seconds()*1e3)
 	}
-	b.show(Figure{Name: "start", P50: quantile(wall, 0.5), P99: quantile(wall, 0.99), Unit: "ms", Floor: 1, Must: 150, Dir: "max",
-		note: fmt.Sprintf("N %d, spawn to ready line, existing home; its ready_ms p50 %.1f; `shoal version` p50 %.1f", n, quantile(inside, 0.5), quantile(bare, 0.5))})
+	b.show(Figure{
+		Name: "start", P50: quantile(wall, 0.5), P99: quantile(wall, 0.99), Unit: "ms", Floor: 1, Must: 150, Dir: "max",
+		note: fmt.Sprintf("N %d, spawn to ready line, existing home; its ready_ms p50 %.1f; `shoal version` p50 %.1f", n, quantile(inside, 0.5), quantile(bare, 0.5)),
+	})
 	return nil
 }

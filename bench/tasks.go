@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -124,9 +123,6 @@ func (b *bench) measureTasks(ctx context.Context, p *pair) (err error) {
 		parts["task_live"] = func() error { return t.send(ctx, shoalv1.TaskClass_TASK_CLASS_LIVE) }
 	}
 	if b.wants("token") {
-		if err := t.openDrip(ctx); err != nil {
-			return fmt.Errorf("token: %w", err)
-		}
 		parts["token"] = nil // measured by its own clock
 	}
 	got, used, err := b.takeTurns(ctx, p, t, parts)
@@ -156,7 +152,7 @@ func (b *bench) takeTurns(ctx context.Context, p *pair, t *tasks, parts map[stri
 			before := p.a.cpu() + p.b.cpu()
 			var window []float64
 			if name == "token" {
-				window, err = t.tokens.window(ctx, b.span())
+				window, err = t.drip(ctx, b.span())
 			} else {
 				window, err = timed(ctx, b.span(), op)
 			}
@@ -185,31 +181,44 @@ func (b *bench) showTasks(got map[string]*series, used *series) {
 		sync, got["fdatasync"].p99(), got["fdatasync"].n(), quic, got["quic"].n(), stream, got["stream"].n())
 	b.remark("API call %.1f us (N %d), one hop of a token %.1f us (N %d)", call, got["call"].n(), hop, got["hop"].n())
 	if s := got["task_durable"]; s != nil {
-		b.show(Figure{Name: "task_durable", P50: s.p50(), P99: s.p99(), Unit: "us", Floor: 2*sync + quic, Must: 6, Dir: "max",
-			note: fmt.Sprintf("N %d; floor 2 fdatasync + QUIC round trip; CPU of both daemons %.0f us/op", s.n(), used.p50())})
+		b.show(Figure{
+			Name: "task_durable", P50: s.p50(), P99: s.p99(), Unit: "us", Floor: 2*sync + quic, Must: 6, Dir: "max",
+			note: fmt.Sprintf("N %d; floor 2 fdatasync + QUIC round trip; CPU of both daemons %.0f us/op", s.n(), used.p50()),
+		})
 	}
 	if s := got["task_live"]; s != nil {
-		b.show(Figure{Name: "task_live", P50: s.p50(), P99: s.p99(), Unit: "us", Floor: stream + 3*call, Must: 4, Dir: "max",
-			note: fmt.Sprintf("N %d; floor new QUIC stream + 3 API calls", s.n())})
+		b.show(Figure{
+			Name: "task_live", P50: s.p50(), P99: s.p99(), Unit: "us", Floor: stream + 3*call, Must: 4, Dir: "max",
+			note: fmt.Sprintf("N %d; floor new QUIC stream + 3 API calls", s.n()),
+		})
 	}
 	if s := got["token"]; s != nil {
 		// 3 x RTT + 2 hops is the bound; as a ratio to it, must is 1.
-		b.show(Figure{Name: "token", P50: s.p50(), P99: s.p99(), Unit: "us", Floor: 3*quic + 2*hop, Must: 1, Dir: "max",
-			note: fmt.Sprintf("N %d; floor 3 QUIC round trips + 2 API hops", s.n())})
+		b.show(Figure{
+			Name: "token", P50: s.p50(), P99: s.p99(), Unit: "us", Floor: 3*quic + 2*hop, Must: 1, Dir: "max",
+			note: fmt.Sprintf("N %d; floor 3 QUIC round trips + 2 API hops", s.n()),
+		})
 	}
 }
 
 // tokens carries the times at which tokens are written from the agent to the watcher,
 // which are both in this process.
 type tokens struct {
-	write1 chan chan time.Time // the handler answers each with the time of its write
-	read   chan time.Time      // when the watcher had the token
-	failed chan error
-	once   sync.Once
+	wanted chan chan written // the handler answers each with what its write did; nil ends it
+	read   chan time.Time    // when the watcher had the token
+	ended  chan error        // the watch is over
 }
 
+type written struct {
+	at  time.Time
+	err error
+}
+
+// maxTokens keeps the answer of a window well below what an answer may hold.
+const maxTokens = 1000
+
 func newTokens() *tokens {
-	return &tokens{write1: make(chan chan time.Time), read: make(chan time.Time, 1), failed: make(chan error, 1)}
+	return &tokens{wanted: make(chan chan written), read: make(chan time.Time, 1), ended: make(chan error, 1)}
 }
 
 // write is the handler: one token for each that is wanted.
@@ -217,44 +226,69 @@ func (k *tokens) write(ctx context.Context, w *agent.Writer) error {
 	token := strings.Repeat("t", tokenLen)
 	for {
 		select {
-		case at := <-k.write1:
-			now := time.Now()
-			if _, err := w.WriteString(token); err != nil {
-				return err
+		case tell := <-k.wanted:
+			if tell == nil {
+				return nil
 			}
-			at <- now
+			now := time.Now()
+			_, err := w.WriteString(token)
+			tell <- written{now, err}
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 }
 
-// window writes a token, waits until it has been read, and so on.
-func (k *tokens) window(ctx context.Context, span time.Duration) ([]float64, error) {
-	var out []float64
-	at := make(chan time.Time, 1)
-	for end := time.Now().Add(span); time.Now().Before(end) && len(out) < 400; {
-		select {
-		case k.write1 <- at:
-		case err := <-k.failed:
-			return nil, err
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-		wrote := <-at
-		select {
-		case read := <-k.read:
-			out = append(out, micros(read.Sub(wrote)))
-		case err := <-k.failed:
-			return nil, err
-		case <-time.After(10 * time.Second):
-			return nil, errors.New("a token was lost")
-		}
+// drip starts a task that drips, watches it, and measures each token for about span. The
+// next token is written once the one before has been read.
+func (t *tasks) drip(ctx context.Context, span time.Duration) ([]float64, error) {
+	ctx, cancel := context.WithTimeout(ctx, span+20*time.Second)
+	defer cancel()
+	k := t.tokens
+	if err := t.openDrip(ctx); err != nil {
+		return nil, err
 	}
-	return out, nil
+	var out []float64
+	tell := make(chan written, 1)
+	for end := time.Now().Add(span); time.Now().Before(end) && len(out) < maxTokens; {
+		took, err := k.one(ctx, tell)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, micros(took))
+	}
+	select {
+	case k.wanted <- nil:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	return out, <-k.ended
 }
 
-// openDrip starts the task that drips and watches it.
+func (k *tokens) one(ctx context.Context, tell chan written) (time.Duration, error) {
+	select {
+	case k.wanted <- tell:
+	case err := <-k.ended:
+		return 0, errors.Join(errors.New("the watch ended early"), err)
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	wrote := <-tell
+	if wrote.err != nil {
+		return 0, wrote.err
+	}
+	select {
+	case read := <-k.read:
+		return read.Sub(wrote.at), nil
+	case err := <-k.ended:
+		return 0, errors.Join(errors.New("the watch ended early"), err)
+	case <-ctx.Done():
+		return 0, errors.Join(errors.New("a token was lost"), ctx.Err())
+	}
+}
+
+// openDrip returns once the task is watched and a token has come through, so that the
+// stream between the nodes is open.
 func (t *tasks) openDrip(ctx context.Context) error {
 	resp, err := t.a.tasks.Send(ctx, connect.NewRequest(&shoalv1.SendRequest{
 		To: t.did, Skill: "drip",
@@ -263,36 +297,33 @@ func (t *tasks) openDrip(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	id := resp.Msg.GetTask().GetTask().GetId()
-	stream, err := t.a.tasks.Watch(ctx, connect.NewRequest(&shoalv1.WatchRequest{Id: id}))
+	stream, err := t.a.tasks.Watch(ctx, connect.NewRequest(&shoalv1.WatchRequest{Id: resp.Msg.GetTask().GetTask().GetId()}))
 	if err != nil {
 		return err
 	}
-	working := make(chan struct{})
-	go t.tokens.watch(stream, working)
-	select {
-	case <-working:
-		return nil
-	case err := <-t.tokens.failed:
-		return err
-	}
+	go func() { t.tokens.ended <- t.tokens.watch(ctx, stream) }()
+	_, err = t.tokens.one(ctx, make(chan written, 1))
+	return err
 }
 
-func (k *tokens) watch(stream *connect.ServerStreamForClient[shoalv1.WatchResponse], working chan struct{}) {
+// watch notes when each token was read, until the task has ended.
+func (k *tokens) watch(ctx context.Context, stream *connect.ServerStreamForClient[shoalv1.WatchResponse]) error {
 	defer stream.Close()
 	for stream.Receive() {
 		now := time.Now()
 		switch e := stream.Msg().GetEvent().(type) {
 		case *shoalv1.WatchResponse_Chunk:
-			k.read <- now
-		case *shoalv1.WatchResponse_Status:
-			if e.Status.GetState() == a2apb.TaskState_TASK_STATE_WORKING {
-				k.once.Do(func() { close(working) })
+			select {
+			case k.read <- now:
+			case <-ctx.Done():
+				return ctx.Err()
 			}
 		case *shoalv1.WatchResponse_Task:
-			k.failed <- fmt.Errorf("the task ended as %v", e.Task.GetTask().GetStatus().GetState())
-			return
+			if s := e.Task.GetTask().GetStatus().GetState(); s != a2apb.TaskState_TASK_STATE_COMPLETED {
+				return fmt.Errorf("the task ended as %v", s)
+			}
+			return nil
 		}
 	}
-	k.failed <- errors.Join(errors.New("the watch ended"), stream.Err())
+	return errors.Join(errors.New("the watch broke"), stream.Err())
 }

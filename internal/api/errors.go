@@ -16,7 +16,7 @@ var (
 	errTooManyCalls = shoal.NewError(shoal.Exhausted, "too_many_calls", "too many calls are under way",
 		"end some streams or wait for answers")
 	errUnknownPath = shoal.NewError(shoal.NotFound, "unknown_method", "no such path or method",
-		"see proto/shoal/v1, or `grpcurl -unix SOCKET list`")
+		"see proto/shoal/v1, or `grpcurl -plaintext unix://SOCKET list`")
 	errTooLarge = shoal.NewError(shoal.Invalid, "message_too_large", "the request is larger than 1 MiB",
 		"send big content by URL, or in several messages")
 	errOtherUser = shoal.NewError(shoal.Denied, "other_user", "the socket belongs to another user",

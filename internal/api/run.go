@@ -28,7 +28,7 @@ func (s *Server) Run(ctx context.Context, unix, tcp net.Listener) error {
 		srv := s.httpServer(counted(&busy, h))
 		servers = append(servers, srv)
 		group.Go(func() error {
-			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			if err := srv.Serve(aheadListener{l}); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("serve %s: %w", l.Addr(), err)
 			}
 			return nil
@@ -137,6 +137,9 @@ type peerKey struct{}
 type peerCheck struct{ same bool }
 
 func withPeer(ctx context.Context, c net.Conn) context.Context {
+	if ahead, ok := c.(*aheadConn); ok {
+		c = ahead.Conn
+	}
 	return context.WithValue(ctx, peerKey{}, peerCheck{same: sameUser(c)})
 }
 

@@ -42,8 +42,10 @@ var allowed = map[string][]string{
 }
 
 // nodeMay is the list for internal/node.
-var nodeMay = []string{"", "internal/identity", "internal/store", "internal/mesh", "internal/directory", "internal/mail",
-	"internal/task", "internal/worker", "internal/api", "internal/httpguard"}
+var nodeMay = []string{
+	"", "internal/identity", "internal/store", "internal/mesh", "internal/directory", "internal/mail",
+	"internal/task", "internal/worker", "internal/api", "internal/httpguard",
+}
 
 // confined maps an import path prefix to the packages that may import it, non-test files only.
 var confined = map[string][]string{

@@ -30,7 +30,7 @@ var (
 		"restore it from a backup; a new key would be a new identity")
 	ErrModeTooWide = shoal.NewError(shoal.Denied, "mode_too_wide", "others can read the keys", "")
 	ErrPassphrase  = shoal.NewError(shoal.Denied, "passphrase", "the keys cannot be unsealed",
-		"give the passphrase with --key-passphrase-file")
+		"give the passphrase with --passphrase-file")
 	ErrUnknownAgent = shoal.NewError(shoal.NotFound, "unknown_agent", "no such key in this keyring", "")
 	ErrNodeKey      = shoal.NewError(shoal.Conflict, "node_key", "the node's own key cannot be removed", "")
 )

@@ -37,7 +37,6 @@ type inflow struct {
 	gap     bool
 	later   bool
 	why     string
-	retold  bool
 	refused []refusal
 }
 
@@ -58,11 +57,19 @@ const rerun = 16
 // errStop ends a transaction whose handler failed, so that the store rolls it back.
 var errStop = errors.New("a handler failed")
 
+// told says, for each flow of a stream, up to where its refusals were told there.
+type told map[flowName]uint64
+
+// maxTold bounds a told. Beyond, it is emptied, and some refusals are told once more.
+const maxTold = 4096
+
 // batchRun takes in one batch of envelopes.
 type batchRun struct {
 	m        *Mailbox
+	told     told
 	envs     []inbound
 	verdicts []verdict
+	careful  bool // a handler failed: look whether the next that fails wrote anything
 
 	// Of the transaction under way:
 	flows   map[triple]*inflow
@@ -74,11 +81,11 @@ type batchRun struct {
 }
 
 // apply takes in envelopes, in order, and returns what to answer. Everything it says is
-// on disk when it returns. As a rule it is one transaction; each envelope whose handler
-// fails costs another, which is the first without it: what the failing handler wrote is
-// rolled back with everything else, so that it leaves no trace.
-func (m *Mailbox) apply(ctx context.Context, envs []inbound) []*wire.FlowAck {
-	run := &batchRun{m: m, envs: envs, verdicts: make([]verdict, len(envs))}
+// on disk when it returns. As a rule it is one transaction. An envelope whose handler
+// wrote something and then failed costs another, which is the first without it: what the
+// handler wrote is rolled back with everything else, so that it leaves no trace.
+func (m *Mailbox) apply(ctx context.Context, told told, envs []inbound) []*wire.FlowAck {
+	run := &batchRun{m: m, told: told, envs: envs, verdicts: make([]verdict, len(envs))}
 	acks := run.prejudge()
 	from, to := 0, len(envs)
 	for from < len(envs) {
@@ -194,6 +201,9 @@ func (run *batchRun) inflow(tx *store.Tx, e *inbound) (*inflow, error) {
 		if f.epoch, f.have = uint64(epoch), uint64(have); !found {
 			f.epoch = e.epoch
 		}
+		if err := run.retell(tx, f); err != nil {
+			return nil, err
+		}
 		run.flows[name] = f
 		run.order = append(run.order, f)
 	}
@@ -221,7 +231,7 @@ func (run *batchRun) one(tx *store.Tx, f *inflow, i int) error {
 		return nil // not before what it follows
 	case e.seq <= f.have:
 		run.dups++
-		return run.again(tx, f, e)
+		return nil
 	case e.first() > f.have+1:
 		f.gap = true
 		return nil
@@ -239,15 +249,45 @@ func (run *batchRun) one(tx *store.Tx, f *inflow, i int) error {
 		f.have, f.dirty = e.seq, true
 		return nil
 	}
+	before, err := run.changes(tx)
+	if err != nil {
+		return err
+	}
 	if err := run.m.handlers[e.topic](tx, e.envelope()); err != nil {
-		run.failed = i
-		run.verdicts[i] = judge(err)
 		run.m.log.Debug("handler refuses mail", "topic", e.topic, "agent", e.sender, "err", err)
-		return errStop
+		return run.refuse(tx, f, i, judge(err), before)
 	}
 	run.applied++
 	f.have, f.dirty = e.seq, true
 	return nil
+}
+
+// refuse acts on a handler's error. If the handler is known to have written nothing, the
+// transaction goes on; else it is rolled back, and with it those of others that share
+// its commit. From then on the batch watches what its handlers write: a sender of many
+// envelopes that are refused costs us one roll back, not one for each.
+func (run *batchRun) refuse(tx *store.Tx, f *inflow, i int, v verdict, before int64) error {
+	if run.careful {
+		after, err := run.changes(tx)
+		if err != nil {
+			return err
+		}
+		if after == before {
+			run.verdicts[i] = v
+			return run.one(tx, f, i)
+		}
+	}
+	run.careful = true
+	run.failed, run.verdicts[i] = i, v
+	return errStop
+}
+
+// changes counts what this connection ever wrote; 0 as long as no handler failed.
+func (run *batchRun) changes(tx *store.Tx) (n int64, err error) {
+	if run.careful {
+		_, err = tx.One(`SELECT total_changes()`, nil, &n)
+	}
+	return n, err
 }
 
 // judge says what a handler's error means for the envelope.
@@ -273,17 +313,15 @@ func (run *batchRun) full() bool {
 	return run.m.inward.flows.Load()+run.opened >= int64(run.m.cfg.MaxFlows)
 }
 
-// again answers an envelope that was received before. Its sender may not have heard what
-// was refused around it: all of that is told again, once for a batch, because the answer
-// acknowledges all of it.
-func (run *batchRun) again(tx *store.Tx, f *inflow, e *inbound) error {
-	if f.id == 0 || f.retold {
+// retell adds what was refused of a flow and not told on this stream: it was refused on
+// another one, whose acks may be lost, and the answer acknowledges all up to have.
+func (run *batchRun) retell(tx *store.Tx, f *inflow) error {
+	told := run.told[flowName{f.triple, f.epoch}]
+	if f.id == 0 || f.have <= told {
 		return nil
 	}
-	f.retold = true
-	from := int64(e.first() - min(e.first(), uint64(run.m.cfg.Window)))
-	err := tx.Each(`SELECT seq, reason FROM mail_refused WHERE inflow = ? AND epoch = ? AND seq >= ?`,
-		[]any{f.id, int64(f.epoch), from}, func(scan func(...any) error) error {
+	err := tx.Each(`SELECT seq, reason FROM mail_refused WHERE inflow = ? AND epoch = ? AND seq > ?`,
+		[]any{f.id, int64(f.epoch), int64(told)}, func(scan func(...any) error) error {
 			r := refusal{old: true}
 			var seq int64
 			err := scan(&seq, &r.reason)
@@ -341,7 +379,11 @@ func (run *batchRun) commit(acks []*wire.FlowAck) []*wire.FlowAck {
 	c.applied.Add(uint64(run.applied))
 	c.duplicates.Add(uint64(run.dups))
 	run.m.inward.flows.Add(run.opened)
+	if len(run.told) >= maxTold {
+		clear(run.told)
+	}
 	for _, f := range run.order {
+		run.told[flowName{f.triple, f.epoch}] = f.have
 		// An ack that covers a refused envelope must not come before its refusal, so
 		// each refusal acks no further than itself.
 		for _, r := range f.refused {
@@ -393,25 +435,4 @@ func (e *inbound) envelope() shoal.Envelope {
 		Epoch: e.epoch, Seq: e.seq, SkipFrom: e.skipFrom,
 		Created: time.UnixMilli(e.created), Expires: time.UnixMilli(e.expires), Body: e.body,
 	}
-}
-
-// serveLocal delivers to agents of this node: the same queues, the same transaction at
-// the receiving end, no stream and no signature.
-func (m *Mailbox) serveLocal(ctx context.Context, p *peer) error {
-	return m.pump(ctx, p, func(b *batch) error {
-		envs := make([]inbound, len(b.picks))
-		for i := range b.picks {
-			meta, it := b.picks[i].meta, &b.picks[i].item
-			envs[i] = inbound{
-				header: header{
-					version: envelopeVersion, id: it.id, network: m.cfg.Network, from: meta.from, to: meta.to,
-					topic: meta.topic, epoch: meta.epoch, seq: it.seq, skipFrom: it.skipFrom,
-					created: it.created, expires: it.expires,
-				},
-				sender: m.ids.agent(meta.from), recipient: m.ids.agent(meta.to), body: it.body,
-			}
-		}
-		m.acked(p, m.apply(ctx, envs))
-		return ctx.Err()
-	})
 }

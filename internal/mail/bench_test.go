@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,40 +26,37 @@ func BenchmarkThroughput(b *testing.B) {
 	x, y := w.node(b, 1, cfg).up(), w.node(b, 2, cfg).up()
 	floor, floorCPU := insertRate(b, outstanding, body)
 
-	slots := make(chan struct{}, outstanding)
-	for range outstanding {
-		slots <- struct{}{}
-	}
+	var left atomic.Int64
+	left.Store(int64(b.N))
 	var mu sync.Mutex
 	var took []time.Duration
 	var wg sync.WaitGroup
 	ctx := context.Background()
 	b.ResetTimer()
 	start, used := time.Now(), cpuTime()
-	for i := 0; i < b.N; i++ {
-		<-slots
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			began := time.Now()
-			err := x.db.Update(ctx, func(tx *store.Tx) error {
-				_, err := x.box.PostWatch(tx, x.agent(), y.agent(), mail.TopicLetter, body, 0, func(s mail.State, _ string) {
-					if s == mail.Delivered {
-						mu.Lock()
-						took = append(took, time.Since(began))
-						mu.Unlock()
-						slots <- struct{}{}
-					}
-				})
-				return err
-			})
-			if err != nil {
-				b.Error(err)
-			}
-		}()
-	}
 	for range outstanding {
-		<-slots
+		wg.Go(func() {
+			delivered := make(chan struct{}, 1)
+			for left.Add(-1) >= 0 {
+				began := time.Now()
+				err := x.db.Update(ctx, func(tx *store.Tx) error {
+					_, err := x.box.PostWatch(tx, x.agent(), y.agent(), mail.TopicLetter, body, 0, func(s mail.State, _ string) {
+						if s == mail.Delivered {
+							delivered <- struct{}{}
+						}
+					})
+					return err
+				})
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				<-delivered
+				mu.Lock()
+				took = append(took, time.Since(began))
+				mu.Unlock()
+			}
+		})
 	}
 	wg.Wait()
 	rate := float64(b.N) / time.Since(start).Seconds()

@@ -306,16 +306,18 @@ func eachField(raw []byte, fn func(num protowire.Number, n uint64, v []byte)) er
 	return nil
 }
 
-// firstAlloc is what a length prefix alone may make us allocate. The rest follows as
-// bytes arrive, so a thousand silent streams that each declare a full frame cost little.
+// firstAlloc is what a length prefix alone may make us allocate on a stream that has not
+// shown anything yet. The rest follows as bytes arrive, so a thousand silent streams that
+// each declare a full frame cost little.
 const firstAlloc = 16 << 10
 
 // errTooLong is the reading of a length prefix above the limit.
 var errTooLong = errors.New("declared length is above the limit")
 
 // readPrefixed reads a varint length and that many bytes, at most limit. It returns
-// io.EOF only when the stream ends between two messages.
-func readPrefixed(r *bufio.Reader, limit int) ([]byte, error) {
+// io.EOF only when the stream ends between two messages. trust is how much may be
+// allocated before it has arrived.
+func readPrefixed(r *bufio.Reader, limit, trust int) ([]byte, error) {
 	n, err := binary.ReadUvarint(r)
 	if err != nil {
 		return nil, err
@@ -324,7 +326,7 @@ func readPrefixed(r *bufio.Reader, limit int) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %d > %d", errTooLong, n, limit)
 	}
 	size := int(n)
-	buf := make([]byte, min(size, firstAlloc))
+	buf := make([]byte, min(size, max(trust, firstAlloc)))
 	if size == 0 {
 		return buf, nil
 	}

@@ -97,7 +97,7 @@ func TestFrameAndProofs(t *testing.T) {
 		if !ok {
 			t.Fatal("no key")
 		}
-		raw, err := readPrefixed(bufio.NewReader(bytes.NewReader(frame)), maxFrame)
+		raw, err := readPrefixed(bufio.NewReader(bytes.NewReader(frame)), maxFrame, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -158,7 +158,7 @@ func FuzzFrame(f *testing.F) {
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01})
 	f.Add([]byte{3, 0x0a, 1, 0x0b})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		raw, err := readPrefixed(bufio.NewReader(bytes.NewReader(data)), maxFrame)
+		raw, err := readPrefixed(bufio.NewReader(bytes.NewReader(data)), maxFrame, 0)
 		if err != nil {
 			return
 		}
@@ -199,7 +199,7 @@ func FuzzAck(f *testing.F) {
 	seed(&wire.FlowAck{Refused: "no", RefusedSeq: 2}, &wire.FlowAck{Refused: "no", RefusedSeq: 1<<64 - 1}, &wire.FlowAck{Have: 2})
 	seed(&wire.FlowAck{Refused: reasonNotHere, RefusedSeq: 1})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		raw, err := readPrefixed(bufio.NewReader(bytes.NewReader(data)), maxAck)
+		raw, err := readPrefixed(bufio.NewReader(bytes.NewReader(data)), maxAck, 0)
 		if err != nil {
 			return
 		}
@@ -227,7 +227,7 @@ func ackable(t testing.TB, from, to identity.Key) *Mailbox {
 	m.out.peers["peer"] = p
 	meta := &flowMeta{id: 1, from: key(from.Public()), to: key(to.Public()), topic: "test.note", epoch: 5}
 	for seq := range uint64(5) {
-		m.enqueue(meta, item{seq: seq + 1, expires: noExpiry, body: []byte("body")}, func(State, string) {})
+		m.enqueue(meta, item{seq: seq + 1, expires: noExpiry, body: []byte("body")}, func(State, string) {}, false)
 	}
 	m.attach(m.out.flows[1].dest, p)
 	m.cfg.Window = 3

@@ -111,6 +111,7 @@ type flow struct {
 	retries  int
 	rewound  uint64 // have+1 of the gap answer that was acted upon
 
+	lazy  bool  // a timer will make it ready
 	after *flow // must be drained first: the same triple in an older epoch
 	then  *flow // waits for this one
 
@@ -249,7 +250,7 @@ func (m *Mailbox) backoff(n int) time.Duration {
 
 // enqueue hands a committed envelope to delivery. It is called in the order of commits
 // and does not block.
-func (m *Mailbox) enqueue(meta *flowMeta, it item, watch WatchFunc) {
+func (m *Mailbox) enqueue(meta *flowMeta, it item, watch WatchFunc, lazy bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	o := &m.out
@@ -265,7 +266,14 @@ func (m *Mailbox) enqueue(meta *flowMeta, it item, watch WatchFunc) {
 		o.memory += int64(len(it.body))
 		f.queue = append(f.queue, it)
 	}
-	m.ready(f)
+	if !lazy {
+		m.ready(f)
+		return
+	}
+	if !f.lazy {
+		f.lazy = true
+		m.later(m.cfg.Lazy, func() { f.lazy = false; m.ready(f) })
+	}
 }
 
 // track notes that an envelope with this number is in the outbox.

@@ -131,9 +131,12 @@ func (m *Mailbox) ServeConn(ctx context.Context, conn net.Conn) {
 // readFrames reads and verifies frames until the stream ends or one is not in order.
 func (m *Mailbox) readFrames(ctx context.Context, conn net.Conn, frames chan<- inFrame) error {
 	r := bufio.NewReaderSize(conn, 64<<10)
+	trust := 0 // twice the largest frame that was in order
 	for {
-		conn.SetReadDeadline(time.Now().Add(readTimeout))
-		raw, err := readPrefixed(r, maxFrame)
+		if err := conn.SetReadDeadline(time.Now().Add(readTimeout)); err != nil {
+			return err
+		}
+		raw, err := readPrefixed(r, maxFrame, trust)
 		if err != nil {
 			if errors.Is(err, errTooLong) {
 				m.inward.drop("too_long")
@@ -152,6 +155,7 @@ func (m *Mailbox) readFrames(ctx context.Context, conn net.Conn, frames chan<- i
 			}
 			return err
 		}
+		trust = max(trust, 2*len(raw))
 		m.count.receivedFrames.Add(1)
 		m.count.received.Add(uint64(len(envs)))
 		weight := min(int64(len(raw)), m.cfg.Memory)
@@ -208,6 +212,7 @@ func (m *Mailbox) openFrame(raw []byte) ([]inbound, error) {
 
 // applyFrames applies all frames that wait in one go, as long as they come.
 func (m *Mailbox) applyFrames(ctx context.Context, frames <-chan inFrame, acks chan<- []*wire.FlowAck) {
+	told := make(told)
 	for f := range frames {
 		envs, weight := f.envelopes, f.weight
 	more:
@@ -222,7 +227,7 @@ func (m *Mailbox) applyFrames(ctx context.Context, frames <-chan inFrame, acks c
 				break more
 			}
 		}
-		answer := m.apply(ctx, envs)
+		answer := m.apply(ctx, told, envs)
 		m.inward.budget.Release(weight)
 		if ctx.Err() != nil {
 			continue // drain, so that the reader can end
@@ -242,7 +247,9 @@ func (m *Mailbox) writeAcks(conn net.Conn, acks <-chan []*wire.FlowAck) error {
 				return err
 			}
 			flows = flows[n:]
-			conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+			if err := conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+				return fmt.Errorf("write ack: %w", err)
+			}
 			if _, err := conn.Write(buf); err != nil {
 				return fmt.Errorf("write ack: %w", err)
 			}

@@ -404,3 +404,66 @@ func TestFullInboxWaits(t *testing.T) {
 		b.down()
 	})
 }
+
+// TestLazyPostsWaitForCompany: a lazy envelope goes with the next one, or after a moment.
+func TestLazyPostsWaitForCompany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := bubbleNet()
+		a, b := w.node(t, 1, noted()).up(), w.node(t, 2, noted()).up()
+		a.want(a.post(b.agent(), topic, "0", 0), mail.Delivered, "") // the stream is open
+		lazy := func(body string) {
+			err := a.db.Update(context.Background(), func(tx *store.Tx) error {
+				_, err := a.box.PostLazy(tx, a.agent(), b.agent(), topic, []byte(body), 0)
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		lazy("1")
+		synctest.Wait()
+		if got := b.applied(); len(got) != 1 {
+			t.Errorf("applied %v at once", got)
+		}
+		a.want(a.post(b.agent(), topic, "2", 0), mail.Delivered, "")
+		lazy("3")
+		time.Sleep(time.Second)
+		if got := b.applied(); !slices.Equal(got, []string{"0", "1", "2", "3"}) {
+			t.Errorf("applied %v", got)
+		}
+		a.down()
+		b.down()
+	})
+}
+
+// TestManyRefusalsInOneTransaction: handlers that refuse before they write cost one roll
+// back for a batch, and refuse each envelope by itself.
+func TestManyRefusalsInOneTransaction(t *testing.T) {
+	w := newNet()
+	var runs atomic.Int64
+	b := w.node(t, 1, mail.Config{Handlers: map[string]mail.Handler{topic: func(tx *store.Tx, env shoal.Envelope) error {
+		runs.Add(1)
+		if env.Seq%2 == 0 {
+			return errNotToday
+		}
+		return apply(tx, env)
+	}}}).up()
+	const n = 600
+	seqs := make([]uint64, n)
+	for i := range seqs {
+		seqs[i] = uint64(i + 1)
+	}
+	acks := b.deliver(newDraft(testKey(t, 2), b.agent(), seqs...).frame(t))
+	refused := 0
+	for _, a := range acks {
+		if a.GetRefused() == "not_today" && a.GetRefusedSeq()%2 == 0 && a.GetHave() <= a.GetRefusedSeq() {
+			refused++
+		}
+	}
+	if refused != n/2 || acks[len(acks)-1].GetHave() != n || len(b.applied()) != n/2 {
+		t.Errorf("refused %d, applied %d, have %d, want %d, %d, %d", refused, len(b.applied()), acks[len(acks)-1].GetHave(), n/2, n/2, n)
+	}
+	if got := runs.Load(); got > n+10 {
+		t.Errorf("%d runs of the handler for %d envelopes", got, n)
+	}
+}

@@ -3,18 +3,19 @@ package mail
 import (
 	"container/heap"
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
 	"github.com/shoalmesh/shoal"
-	"github.com/shoalmesh/shoal/internal/store"
 )
 
 // Run delivers what is in the outbox and what is posted from now on, until ctx ends; it
 // returns after all that it started has ended. Call it once.
 func (m *Mailbox) Run(ctx context.Context) error {
 	if err := m.load(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
 		return err
 	}
 	var wg sync.WaitGroup
@@ -24,73 +25,6 @@ func (m *Mailbox) Run(ctx context.Context) error {
 	m.out.phase = stopped
 	m.mu.Unlock()
 	wg.Wait()
-	return nil
-}
-
-// load finds the flows with mail pending. The index on (flow, seq) makes it one seek for
-// each, however long they are.
-func (m *Mailbox) load(ctx context.Context) error {
-	type row struct {
-		meta        *flowMeta
-		acked, last uint64
-	}
-	var rows []row
-	var minExpiry, inflows int64
-	err := m.db.View(ctx, func(tx *store.Tx) error {
-		rows = rows[:0]
-		err := tx.Each(`
-			WITH RECURSIVE pending(flow) AS (
-				SELECT min(flow) FROM mail_outbox
-				UNION ALL
-				SELECT (SELECT min(flow) FROM mail_outbox WHERE flow > pending.flow) FROM pending WHERE pending.flow IS NOT NULL
-			)
-			SELECT f.id, f.recipient, f.sender, f.topic, f.epoch, f.acked,
-				(SELECT max(seq) FROM mail_outbox WHERE flow = f.id)
-			FROM pending JOIN mail_flow f ON f.id = pending.flow ORDER BY f.epoch`, nil,
-			func(scan func(...any) error) error {
-				var meta flowMeta
-				var to, from []byte
-				var epoch, acked, last int64
-				if err := scan(&meta.id, &to, &from, &meta.topic, &epoch, &acked, &last); err != nil {
-					return err
-				}
-				copy(meta.to[:], to)
-				copy(meta.from[:], from)
-				meta.epoch = uint64(epoch)
-				rows = append(rows, row{&meta, uint64(acked), uint64(last)})
-				return nil
-			})
-		if err != nil {
-			return err
-		}
-		_, err = tx.One(`SELECT coalesce(min(expires_ms), ?) FROM mail_outbox`, []any{int64(noExpiry)}, &minExpiry)
-		if err == nil {
-			_, err = tx.One(`SELECT count(*) FROM mail_inflow`, nil, &inflows)
-		}
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("read the outbox: %w", err)
-	}
-
-	m.inward.flows.Store(inflows)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	o := &m.out
-	o.phase = running
-	o.nextExpiry = min(o.nextExpiry, minExpiry)
-	for _, r := range rows {
-		f := m.flow(r.meta, r.acked)
-		f.posted = r.last
-	}
-	// Posts committed while we read: some of them are in the rows, some are not.
-	for _, e := range o.early {
-		m.track(e.meta, e.seq, e.exp, e.watch)
-	}
-	o.early = nil
-	for _, f := range o.flows {
-		m.ready(f)
-	}
 	return nil
 }
 

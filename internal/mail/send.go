@@ -11,7 +11,6 @@ import (
 
 	"github.com/shoalmesh/shoal"
 	"github.com/shoalmesh/shoal/internal/identity"
-	"github.com/shoalmesh/shoal/internal/store"
 )
 
 var (
@@ -119,7 +118,9 @@ func (m *Mailbox) sendAll(ctx context.Context, conn net.Conn, p *peer) error {
 			m.hold(p, b)
 			return nil
 		}
-		conn.SetWriteDeadline(time.Now().Add(m.cfg.AckTimeout))
+		if err := conn.SetWriteDeadline(time.Now().Add(m.cfg.AckTimeout)); err != nil {
+			return fmt.Errorf("write frame: %w", err)
+		}
 		if _, err := conn.Write(frame); err != nil {
 			return fmt.Errorf("write frame: %w", err)
 		}
@@ -268,100 +269,6 @@ func (m *Mailbox) unready(p *peer, f *flow) {
 	p.ready = p.ready[1:]
 }
 
-const (
-	loadRows  = 512
-	loadBytes = 1 << 20
-)
-
-// loadFlow reads what f is to send next from the outbox. What is not there any more, it
-// replaces by skips.
-func (m *Mailbox) loadFlow(ctx context.Context, p *peer, f *flow) error {
-	m.mu.Lock()
-	after, upto := f.sent, f.posted
-	m.mu.Unlock()
-	items, err := m.readOutbox(ctx, f.meta.id, after, upto)
-
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	f.loading = false
-	if err != nil {
-		return fmt.Errorf("read the outbox: %w", err)
-	}
-	if f.dest.peer == p && f.sent == after && f.nsent == len(f.queue) {
-		for _, it := range items {
-			m.out.memory += int64(len(it.body))
-		}
-		f.queue = append(f.queue, items...)
-	}
-	m.ready(f)
-	return nil
-}
-
-var errEnough = errors.New("enough rows")
-
-// ended makes nothing of errEnough, which a func of Each returned to end it.
-func ended(err error) error {
-	if errors.Is(err, errEnough) {
-		return nil
-	}
-	return err
-}
-
-func (m *Mailbox) readOutbox(ctx context.Context, flow int64, after, upto uint64) ([]item, error) {
-	var items []item
-	var last uint64
-	now := time.Now()
-	skip := func(to uint64) {
-		if n := len(items); n > 0 && items[n-1].skipFrom > 0 {
-			items[n-1].seq = to
-		} else {
-			items = append(items, item{
-				seq: to, skipFrom: last + 1, id: m.newID(now),
-				created: now.UnixMilli(), expires: now.Add(m.cfg.TTL).UnixMilli(),
-			})
-		}
-		last = to
-	}
-	enough := false
-	err := m.db.View(ctx, func(tx *store.Tx) error {
-		items, last, enough = items[:0], after, false
-		rows, bytes := 0, 0
-		err := tx.Each(`SELECT seq, expires_ms, created_ms, envelope, body FROM mail_outbox
-			WHERE flow = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?`,
-			[]any{flow, int64(after), int64(upto), loadRows},
-			func(scan func(...any) error) error {
-				var it item
-				var seq int64
-				var id []byte
-				if err := scan(&seq, &it.expires, &it.created, &id, &it.body); err != nil {
-					return err
-				}
-				it.seq = uint64(seq)
-				copy(it.id[:], id)
-				if it.seq > last+1 {
-					skip(it.seq - 1)
-				}
-				if it.expires == noExpiry {
-					skip(it.seq)
-				} else {
-					items = append(items, it)
-					last = it.seq
-				}
-				rows, bytes = rows+1, bytes+len(it.body)
-				if rows == loadRows || bytes >= loadBytes {
-					enough = true
-					return errEnough
-				}
-				return nil
-			})
-		return ended(err)
-	})
-	if err == nil && !enough && last < upto {
-		skip(upto)
-	}
-	return items, err
-}
-
 // frameWriter encodes and signs frames, reusing its memory.
 type frameWriter struct {
 	m      *Mailbox
@@ -403,7 +310,7 @@ func (m *Mailbox) header(meta *flowMeta, it *item) header {
 func (m *Mailbox) readAcks(conn net.Conn, p *peer) error {
 	r := bufio.NewReaderSize(conn, 16<<10)
 	for {
-		raw, err := readPrefixed(r, maxAck)
+		raw, err := readPrefixed(r, maxAck, 0)
 		if err != nil {
 			return err
 		}

@@ -44,7 +44,9 @@ type Config struct {
 	PSK []byte
 
 	// OnPeer is told about each peer of this network that came (after it identified
-	// itself) or went. It is called from Run's goroutine and must not block.
+	// itself) or went. A peer that comes over a new connection before the old one is
+	// known to be dead, as after a crash, is told as up again. It is called from Run's
+	// goroutine and must not block.
 	OnPeer func(id shoal.NodeID, up bool)
 
 	// DialTimeout bounds Dial, Ping and each attempt to connect. Default 10s.

@@ -39,8 +39,9 @@ const (
 // one between the look and the use.
 const bindTries = 8
 
-// open starts the host and its DHT. Both exist before the first listener opens, so no
-// peer ever meets a node that does not know its own protocols yet.
+// open starts the host and its DHT, then opens the listeners. The order matters: a
+// connection that came in before identify runs is never identified, neither here nor
+// there, and a peer that came in before the handlers are set learns of none.
 func (m *Mesh) open() (host.Host, *table, error) {
 	want, err := m.cfg.listen()
 	if err != nil {
@@ -53,22 +54,25 @@ func (m *Mesh) open() (host.Host, *table, error) {
 				return nil, nil, err
 			}
 		}
-		h, d, err := m.start(addrs)
-		if err == nil {
-			missing := unbound(h, addrs)
-			if missing == nil {
-				return h, d, nil
-			}
-			err = ErrPortBusy.With("%s", missing).Because(errors.Join(d.Close(), h.Close()))
+		h, d, err := m.start()
+		if err != nil {
+			return nil, nil, err
 		}
+		for proto, l := range m.listeners {
+			m.serve(h, proto, l)
+		}
+		if err = listen(h, addrs); err == nil {
+			return h, d, nil
+		}
+		err = errors.Join(err, d.Close(), h.Close())
 		if try == bindTries {
 			return nil, nil, err
 		}
 	}
 }
 
-// start makes the host; it listens on addrs before it returns.
-func (m *Mesh) start(addrs []ma.Multiaddr) (host.Host, *table, error) {
+// start makes a host that does not listen yet.
+func (m *Mesh) start() (host.Host, *table, error) {
 	priv, err := crypto.UnmarshalEd25519PrivateKey(m.key.Private())
 	if err != nil {
 		return nil, nil, fmt.Errorf("node key: %w", err)
@@ -91,7 +95,7 @@ func (m *Mesh) start(addrs []ma.Multiaddr) (host.Host, *table, error) {
 	opts := []libp2p.Option{
 		libp2p.Identity(priv),
 		libp2p.Peerstore(ps),
-		libp2p.ListenAddrs(addrs...),
+		libp2p.NoListenAddrs,
 		libp2p.UserAgent("shoal"),
 		libp2p.ProtocolVersion(m.version()),
 		libp2p.ResourceManager(limiter),
@@ -278,12 +282,11 @@ func withPort(a ma.Multiaddr, n int) (ma.Multiaddr, error) {
 	return out, nil
 }
 
-// unbound returns an address of want that h does not listen on, nil if there is none.
-func unbound(h host.Host, want []ma.Multiaddr) ma.Multiaddr {
-	have := h.Network().ListenAddresses()
-	for _, w := range want {
-		if !ma.Contains(have, w) {
-			return w
+// listen opens all listeners; choosePorts found the ports free a moment ago.
+func listen(h host.Host, addrs []ma.Multiaddr) error {
+	for _, a := range addrs {
+		if err := h.Network().Listen(a); err != nil {
+			return ErrPortBusy.With("%s", a).Because(err)
 		}
 	}
 	return nil

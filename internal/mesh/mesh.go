@@ -123,9 +123,6 @@ func (m *Mesh) Bind() error {
 		return err
 	}
 	m.host, m.dht = h, d
-	for proto, l := range m.listeners {
-		m.serve(h, proto, l)
-	}
 	return nil
 }
 

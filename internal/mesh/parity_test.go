@@ -76,8 +76,10 @@ func story(t *testing.T, node func(identity.Key) common) {
 	}
 	wantErr("put", b.PutRecord(ctx, two), nil)
 	wantErr("put of an older one", a.PutRecord(ctx, one), ErrRecordOlder)
-	wantErr("put of another network's", a.PutRecord(ctx, sign(t, ka, "other", shoal.Record{Kind: "card", Owner: ka.Agent(),
-		NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour)})), identity.ErrWrongNetwork)
+	wantErr("put of another network's", a.PutRecord(ctx, sign(t, ka, "other", shoal.Record{
+		Kind: "card", Owner: ka.Agent(),
+		NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour),
+	})), identity.ErrWrongNetwork)
 	wantErr("put of nothing", a.PutRecord(ctx, nil), identity.ErrBadRecord)
 	if got, err := a.GetRecord(ctx, "card", ka.Agent()); err != nil || string(got) != string(two) {
 		t.Errorf("get of the newer one = %x, %v", got, err)

@@ -252,8 +252,10 @@ func TestValidatorKeys(t *testing.T) {
 func TestSelectIsTheSameInAnyOrder(t *testing.T) {
 	k := newKey(t)
 	key, v := recordKey("card", k.Agent()), validator{"test"}
-	twin := sign(t, k, "test", shoal.Record{Kind: "card", Owner: k.Agent(), Seq: 3, Value: []byte("twin"),
-		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour)})
+	twin := sign(t, k, "test", shoal.Record{
+		Kind: "card", Owner: k.Agent(), Seq: 3, Value: []byte("twin"),
+		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+	})
 	all := [][]byte{card(t, k, 1), card(t, k, 3), twin, []byte("junk"), card(t, k, 2)}
 	want := all[1]
 	if smaller(twin, want) {

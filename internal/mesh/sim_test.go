@@ -14,7 +14,6 @@ import (
 	"github.com/libp2p/go-libp2p/x/simlibp2p"
 	"github.com/marcopolo/simnet"
 
-	"github.com/shoalmesh/shoal"
 	"github.com/shoalmesh/shoal/internal/identity"
 )
 
@@ -147,7 +146,7 @@ func TestSimRecordsSpreadOver12Nodes(t *testing.T) {
 				t.Errorf("node %d: %v", i, err)
 			}
 			got, err := n.Providers(t.Context(), "a2a:v1:cap:ocr", 0)
-			if i != 3 && (err != nil || len(got) != 1 || got[0] != shoal.NodeID(nodes[3].ID())) {
+			if i != 3 && (err != nil || len(got) != 1 || got[0] != nodes[3].ID()) {
 				t.Errorf("node %d found %v, %v", i, got, err)
 			}
 		}

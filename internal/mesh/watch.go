@@ -26,7 +26,7 @@ const strangerGrace = 2 * time.Second
 type keeper struct {
 	mesh *Mesh
 	host host.Host
-	up   map[peer.ID]bool
+	up   map[peer.ID]time.Time // since when its newest identified connection is open
 	kept map[peer.ID]*kept
 	done chan dialed
 
@@ -53,7 +53,8 @@ func (m *Mesh) watch(ctx context.Context) error {
 		return err
 	}
 	sub, err := h.EventBus().Subscribe([]any{
-		new(event.EvtPeerIdentificationCompleted), new(event.EvtPeerConnectednessChanged),
+		new(event.EvtPeerIdentificationCompleted), new(event.EvtPeerIdentificationFailed),
+		new(event.EvtPeerConnectednessChanged),
 	}, eventbus.BufSize(1024), eventbus.Name("shoal"))
 	if err != nil {
 		return fmt.Errorf("subscribe to peer events: %w", err)
@@ -66,14 +67,14 @@ func (m *Mesh) watch(ctx context.Context) error {
 	}
 	k := &keeper{
 		mesh: m, host: h,
-		up: make(map[peer.ID]bool), kept: make(map[peer.ID]*kept),
+		up: make(map[peer.ID]time.Time), kept: make(map[peer.ID]*kept),
 		done: make(chan dialed, maxRemembered), strangers: make(map[peer.ID]time.Time),
 	}
 	for _, ai := range boot {
 		k.keep(ai)
 	}
 	for _, p := range h.Network().Peers() { // connected before we subscribed
-		k.identified(p)
+		k.identified(p, k.newest(p))
 	}
 	defer k.allDown()
 	return k.loop(ctx, sub)
@@ -106,7 +107,12 @@ func (k *keeper) loop(ctx context.Context, sub event.Subscription) error {
 func (k *keeper) event(e any) {
 	switch e := e.(type) {
 	case event.EvtPeerIdentificationCompleted:
-		k.identified(e.Peer)
+		k.identified(e.Peer, e.Conn.Stat().Opened)
+	case event.EvtPeerIdentificationFailed:
+		if _, up := k.up[e.Peer]; !up { // of no use; a new connection may do better
+			k.mesh.log.Debug("peer did not identify itself", "peer", e.Peer, "err", e.Reason)
+			_ = k.host.Network().ClosePeer(e.Peer)
+		}
 	case event.EvtPeerConnectednessChanged:
 		if e.Connectedness != network.Connected && k.host.Network().Connectedness(e.Peer) != network.Connected {
 			k.gone(e.Peer)
@@ -115,8 +121,11 @@ func (k *keeper) event(e any) {
 }
 
 // identified takes in a peer that said who it is, or notes that it is to leave.
-func (k *keeper) identified(p peer.ID) {
-	if k.up[p] || k.host.Network().Connectedness(p) != network.Connected {
+// It is told of again when it came over a newer connection: then it may be another
+// process, and what was sent to the old one lost.
+func (k *keeper) identified(p peer.ID, opened time.Time) {
+	since, up := k.up[p]
+	if up && !opened.After(since) || k.host.Network().Connectedness(p) != network.Connected {
 		return
 	}
 	switch versionOf(k.host, p) {
@@ -128,7 +137,7 @@ func (k *keeper) identified(p peer.ID) {
 		k.strangers[p] = time.Now().Add(strangerGrace)
 		return
 	}
-	k.up[p] = true
+	k.up[p] = opened
 	if e := k.kept[p]; e != nil {
 		e.next = time.Time{}
 		e.pause.Reset()
@@ -136,9 +145,19 @@ func (k *keeper) identified(p peer.ID) {
 	k.tell(p, true)
 }
 
+// newest returns when the newest connection with p was opened.
+func (k *keeper) newest(p peer.ID) (opened time.Time) {
+	for _, c := range k.host.Network().ConnsToPeer(p) {
+		if t := c.Stat().Opened; t.After(opened) {
+			opened = t
+		}
+	}
+	return opened
+}
+
 func (k *keeper) gone(p peer.ID) {
 	delete(k.strangers, p)
-	if k.up[p] {
+	if _, up := k.up[p]; up {
 		delete(k.up, p)
 		k.tell(p, false)
 	}
@@ -210,6 +229,7 @@ func (k *keeper) dialed(r dialed) {
 	e := k.kept[r.id]
 	e.dialing = false
 	if r.err == nil && k.host.Network().Connectedness(r.id) == network.Connected {
+		k.identified(r.id, k.newest(r.id))
 		if _, d, err := k.mesh.live(); err == nil {
 			d.RefreshRoutingTable()
 		}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"fmt"
 	"io/fs"
 	"net"
@@ -67,15 +68,26 @@ func listenUnix(path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
 		return nil, fmt.Errorf("remove old socket: %w", err)
 	}
-	l, err := net.Listen("unix", path)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
+	l.SetUnlinkOnClose(false) // removeSocket does it, last
 	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
+		_ = l.Close() // the listener is of no use
 		return nil, fmt.Errorf("close socket to others: %w", err)
 	}
 	return l, nil
+}
+
+// removeSocket removes the socket, and its directory if that is not the data dir. It is
+// the last thing a daemon does: `shoal down` waits for it, and then the data dir is free.
+func removeSocket(path, home string) error {
+	err := ignoreNotExist(os.Remove(path))
+	if dir := filepath.Dir(path); err == nil && dir != home {
+		err = ignoreNotExist(os.Remove(dir))
+	}
+	return err
 }
 
 // listenHTTP opens the loopback HTTP port. want is the flag or config value ("" if
@@ -135,6 +147,24 @@ func ignoreNotExist(err error) error {
 // readSecret reads a file that must be readable by its owner only, without its last
 // line break.
 func readSecret(path string) ([]byte, error) {
+	raw, err := readPrivate(path)
+	return bytes.TrimRight(raw, "\r\n"), err
+}
+
+// pskSize is what the mesh asks of a pre-shared key, in bytes.
+const pskSize = 32
+
+// readPSK reads a secret whose bytes may be any: a line break is part of the key if the
+// key is complete only with it.
+func readPSK(path string) ([]byte, error) {
+	raw, err := readPrivate(path)
+	if len(raw) == pskSize {
+		return raw, err
+	}
+	return bytes.TrimRight(raw, "\r\n"), err
+}
+
+func readPrivate(path string) ([]byte, error) {
 	fi, err := os.Stat(path)
 	if err != nil {
 		return nil, shoal.NewError(shoal.NotFound, "no_secret_file", "the secret file "+path+" cannot be read", "create it, mode 0600").Because(err)
@@ -142,9 +172,5 @@ func readSecret(path string) ([]byte, error) {
 	if fi.Mode().Perm()&0o077 != 0 && modesCount || fi.Mode()&fs.ModeType != 0 {
 		return nil, shoal.NewError(shoal.Denied, "secret_too_open", "others may read the secret file "+path, "run: chmod 600 "+path)
 	}
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	return []byte(strings.TrimRight(string(raw), "\r\n")), nil
+	return os.ReadFile(path)
 }

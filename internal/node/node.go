@@ -68,7 +68,7 @@ type node struct {
 
 // Run runs a daemon until ctx ends, Shutdown is called, or a part of it fails; ready is
 // called once, when socket and HTTP accept. It returns nil when it stopped in order, and
-// errors with a reason and a hint: data_dir_locked, port_taken, missing_key …
+// errors with a reason and a hint: data_dir_locked, port_taken, key_missing …
 func Run(ctx context.Context, version string, o Options, ready func(Ready)) error {
 	began := time.Now()
 	closeProcess()
@@ -150,11 +150,14 @@ func (n *node) open(o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	n.tasks = task.New(task.Config{
+	n.tasks, err = task.New(task.Config{
 		Network: n.cfg.Network, DefaultTimeout: time.Duration(n.cfg.TaskTimeout), Tracer: n.tracing.tracer(),
 	}, task.Deps{
 		DB: n.db, Outbox: n.mail, Workers: n.workers, Agents: chooser{n}, Mesh: n.mesh, Keys: n.ring, Log: n.named("task"),
 	})
+	if err != nil {
+		return err
+	}
 	if err := n.openStreams(); err != nil {
 		return err
 	}
@@ -238,6 +241,9 @@ func (n *node) close() error {
 	}
 	if n.db != nil {
 		err = errors.Join(err, n.db.Close())
+	}
+	if n.unix != nil {
+		err = errors.Join(err, removeSocket(n.socket, n.home))
 	}
 	if err != nil {
 		return fmt.Errorf("stop: %w", err)

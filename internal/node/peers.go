@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,7 +19,20 @@ import (
 
 const (
 	maxKeptPeers = 32
-	keepPeers    = time.Minute // how often the peers' addresses are written down
+	// maxKeptIn bounds those who came by themselves: strangers must not fill the book.
+	maxKeptIn = 8
+	keepPeers = time.Minute // how often the peers' addresses are written down
+	// keepPause is the least time between two writes because peers came. The first is at
+	// once: a node that joined nobody and is killed before it would wait until somebody
+	// finds out that it is back, up to 30 s, when QUIC gives up an idle connection.
+	keepPause = time.Second
+)
+
+// How a kept peer was met, in node_peers.joined. The highest stays.
+const (
+	metIn     = -1 // it connected to us
+	metOut    = 0  // we connected to it
+	metJoined = 1  // the operator named it
 )
 
 // openMesh makes the mesh with the peers of the config and of earlier runs.
@@ -38,14 +53,14 @@ func (n *node) openMesh() error {
 		cfg.Bootstrap = cfg.Bootstrap[:64]
 	}
 	if n.cfg.PSKFile != "" {
-		if cfg.PSK, err = readSecret(n.cfg.PSKFile); err != nil {
+		if cfg.PSK, err = readPSK(n.cfg.PSKFile); err != nil {
 			return err
 		}
 	}
 	if n.mesh, err = mesh.New(cfg, n.ring.Node(), n.named("mesh")); err != nil {
 		return err
 	}
-	n.peers = &peerBook{n: n, log: n.named("peers")}
+	n.peers = &peerBook{n: n, log: n.named("peers"), came: make(chan struct{}, 1)}
 	return nil
 }
 
@@ -122,50 +137,81 @@ func (n *node) onPeer(id shoal.NodeID, up bool) {
 	if up {
 		n.directory.PeerUp(id)
 		n.mail.PeerUp(id)
+		n.peers.note()
 	}
 }
 
 // peerBook writes down where peers were, so that a restarted node finds its mesh even
 // if the node that it joined by is gone.
 type peerBook struct {
-	n   *node
-	log *slog.Logger
+	n    *node
+	log  *slog.Logger
+	came chan struct{} // capacity 1: a peer came since the last write
 }
 
-// Run writes the addresses each minute and once more at the end.
+// note has the addresses written down.
+func (b *peerBook) note() {
+	select {
+	case b.came <- struct{}{}:
+	default:
+	}
+}
+
+// Run writes the addresses when a peer came, each minute, and once more at the end.
 func (b *peerBook) Run(ctx context.Context) error {
 	tick := time.NewTicker(keepPeers)
 	defer tick.Stop()
+	var soon <-chan time.Time // at most one write each keepPause, however many come
+	var last time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			b.write(context.WithoutCancel(ctx))
 			return nil
+		case <-b.came:
+			if soon == nil {
+				soon = time.After(time.Until(last.Add(keepPause)))
+			}
+			continue
+		case <-soon:
+			soon, last = nil, time.Now()
 		case <-tick.C:
-			b.write(ctx)
 		}
+		b.write(ctx)
 	}
 }
 
 func (b *peerBook) write(ctx context.Context) {
-	var targets []string
+	targets := map[string]int{}
+	in := 0
 	for _, p := range b.n.mesh.Peers() {
-		if p.Direction == "out" && len(targets) < maxKeptPeers {
-			targets = append(targets, fullAddr(p))
+		how := metOut
+		if p.Direction != "out" {
+			if in++; in > maxKeptIn {
+				continue
+			}
+			how = metIn
+		}
+		if len(targets) < maxKeptPeers {
+			targets[fullAddr(p)] = how
 		}
 	}
 	if len(targets) == 0 {
 		return
 	}
 	err := b.n.db.Update(ctx, func(tx *store.Tx) error {
-		for _, t := range targets {
-			if err := keepTarget(tx, t, false); err != nil {
+		for _, t := range slices.Sorted(maps.Keys(targets)) {
+			if err := keepTarget(tx, t, targets[t]); err != nil {
 				return err
 			}
 		}
-		_, err := tx.Exec(`DELETE FROM node_peers WHERE joined = 0 AND target NOT IN
-			(SELECT target FROM node_peers WHERE joined = 0 ORDER BY seen_ms DESC LIMIT ?)`, maxKeptPeers)
-		return err
+		for how, most := range map[int]int{metOut: maxKeptPeers, metIn: maxKeptIn} {
+			if _, err := tx.Exec(`DELETE FROM node_peers WHERE joined = ? AND target NOT IN
+				(SELECT target FROM node_peers WHERE joined = ? ORDER BY seen_ms DESC LIMIT ?)`, how, how, most); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		b.log.Warn("peers not written down", "err", err)
@@ -179,10 +225,10 @@ func fullAddr(p mesh.Peer) string {
 	return p.Addr + "/p2p/" + string(p.ID)
 }
 
-func keepTarget(tx *store.Tx, target string, joined bool) error {
+func keepTarget(tx *store.Tx, target string, how int) error {
 	_, err := tx.Exec(`INSERT INTO node_peers (target, joined, seen_ms) VALUES (?, ?, ?)
 		ON CONFLICT (target) DO UPDATE SET seen_ms = excluded.seen_ms, joined = MAX(joined, excluded.joined)`,
-		target, joined, time.Now().UnixMilli())
+		target, how, time.Now().UnixMilli())
 	return err
 }
 
@@ -211,7 +257,7 @@ func (n *node) Join(ctx context.Context, target string) ([]shoal.NodeID, error) 
 		return nil, shoal.NewError(shoal.Conflict, "other_network",
 			fmt.Sprintf("the link is for network %s, this node belongs to %s", inv.Network, n.cfg.Network), "use another --home for another network")
 	}
-	err = n.db.Update(ctx, func(tx *store.Tx) error { return keepTarget(tx, target, true) })
+	err = n.db.Update(ctx, func(tx *store.Tx) error { return keepTarget(tx, target, metJoined) })
 	if err != nil {
 		return nil, err
 	}

@@ -112,8 +112,10 @@ func (l letters) Inbox(ctx context.Context, agent shoal.AgentID, after uint64, l
 	got, err := l.n.mail.Inbox(ctx, agent, after, limit)
 	out := make([]api.Received, 0, len(got))
 	for _, g := range got {
-		out = append(out, api.Received{Cursor: g.Cursor, ID: hex.EncodeToString(g.ID[:]), From: g.From, To: g.To, Body: g.Body,
-			Created: g.Created, Received: g.Received})
+		out = append(out, api.Received{
+			Cursor: g.Cursor, ID: hex.EncodeToString(g.ID[:]), From: g.From, To: g.To, Body: g.Body,
+			Created: g.Created, Received: g.Received,
+		})
 	}
 	return out, err
 }
@@ -128,8 +130,10 @@ func (l letters) DeadLetters(ctx context.Context, after string, limit int) ([]ap
 	got, next, err := l.n.mail.DeadLetters(ctx, after, limit)
 	out := make([]api.DeadLetter, 0, len(got))
 	for _, g := range got {
-		out = append(out, api.DeadLetter{ID: hex.EncodeToString(g.ID[:]), From: g.From, To: g.To, Topic: g.Topic, Seq: g.Seq,
-			Reason: g.Reason, Created: g.Created, Dead: g.Dead})
+		out = append(out, api.DeadLetter{
+			ID: hex.EncodeToString(g.ID[:]), From: g.From, To: g.To, Topic: g.Topic, Seq: g.Seq,
+			Reason: g.Reason, Created: g.Created, Dead: g.Dead,
+		})
 	}
 	return out, next, err
 }

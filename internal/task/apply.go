@@ -109,21 +109,31 @@ func (e *Engine) record(tx *store.Tx, r *row, c change, eff effects, before a2a.
 	if eff&doTell == 0 || r.key.Requester == "" {
 		return nil
 	}
-	return e.post(tx, r.doer, r.key.Requester, &wire.TaskMail{TaskId: string(r.key.ID), Body: &wire.TaskMail_Event{Event: ev}})
+	m := &wire.TaskMail{TaskId: string(r.key.ID), Body: &wire.TaskMail_Event{Event: ev}}
+	if c.in.kind == inStart {
+		// That it started interests a person; the outcome of a quick task can go with it.
+		_, err := e.Outbox.PostLazy(tx, r.doer, r.key.Requester, Topic, encodeMail(m), 0)
+		return err
+	}
+	return e.post(tx, r.doer, r.key.Requester, m)
 }
 
 // postEffects sends what the asker says to the doer.
 func (e *Engine) postEffects(tx *store.Tx, r *row, c change, eff effects) error {
 	if eff&doAskCancel != 0 {
-		err := e.post(tx, r.key.Requester, r.doer, &wire.TaskMail{TaskId: string(r.key.ID),
-			Body: &wire.TaskMail_Cancel{Cancel: &wire.TaskCancel{Reason: "asked"}}})
+		err := e.post(tx, r.key.Requester, r.doer, &wire.TaskMail{
+			TaskId: string(r.key.ID),
+			Body:   &wire.TaskMail_Cancel{Cancel: &wire.TaskCancel{Reason: "asked"}},
+		})
 		if err != nil {
 			return err
 		}
 	}
 	if eff&doSendInput != 0 {
-		return e.post(tx, r.key.Requester, r.doer, &wire.TaskMail{TaskId: string(r.key.ID),
-			Body: &wire.TaskMail_Input{Input: &wire.TaskInput{Message: c.message}}})
+		return e.post(tx, r.key.Requester, r.doer, &wire.TaskMail{
+			TaskId: string(r.key.ID),
+			Body:   &wire.TaskMail_Input{Input: &wire.TaskInput{Message: c.message}},
+		})
 	}
 	return nil
 }

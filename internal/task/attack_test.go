@@ -307,7 +307,10 @@ func TestRestartSettlesWhatWasOpen(t *testing.T) {
 	w := newWorld(t)
 	n := &testNode{w: w, key: key, db: db, box: make(chan post, 100)}
 	n.workers = &fakeWorkers{skills: []shoal.Skill{echo}, slots: 1, held: map[shoal.TaskKey]bool{}, started: make(chan shoal.Assignment, 10), told: make(chan told, 10)}
-	n.Engine = New(Config{Network: "test"}, Deps{DB: db, Outbox: n, Workers: n.workers, Agents: n, Mesh: n, Keys: n, Log: slog.New(slog.DiscardHandler)})
+	n.Engine, err = New(Config{Network: "test"}, Deps{DB: db, Outbox: n, Workers: n.workers, Agents: n, Mesh: n, Keys: n, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
 	n.workers.engine = n.Engine
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)

@@ -73,12 +73,6 @@ func reportChange(rep shoal.Report) (change, error) {
 	if rep.State == a2a.TaskStateSubmitted {
 		return change{}, ErrIllegal.With("a worker cannot report SUBMITTED")
 	}
-	if rep.State.Terminal() && rep.Message != nil {
-		// A worker names its reason in the status message's metadata.
-		if reason, ok := rep.Message.Metadata["reason"].(string); ok {
-			c.reason = clip(reason)
-		}
-	}
 	if rep.State != a2a.TaskStateUnspecified {
 		raw, err := encodeStatus(rep.State, rep.Message, now())
 		if err != nil {
@@ -87,10 +81,34 @@ func reportChange(rep shoal.Report) (change, error) {
 		size += len(raw)
 		c.status = raw
 	}
+	if rep.State == a2a.TaskStateFailed || rep.State == a2a.TaskStateRejected {
+		c.reason = reasonOf(rep.Message)
+	}
 	if size > maxBody {
 		return change{}, tooLarge("report", size)
 	}
 	return c, nil
+}
+
+// maxReason bounds the reason code that a worker gives.
+const maxReason = 64
+
+// reasonOf returns the reason code that a worker put into its message's metadata (as
+// package agent does), "" if there is none or it is no code: it ends up in scripts.
+func reasonOf(m *a2a.Message) string {
+	if m == nil {
+		return ""
+	}
+	code, _ := m.Metadata["reason"].(string)
+	if len(code) > maxReason {
+		return ""
+	}
+	for _, c := range code {
+		if c != '_' && (c < 'a' || c > 'z') && (c < '0' || c > '9') {
+			return ""
+		}
+	}
+	return code
 }
 
 // Ready says that a slot of agent became free, or a worker attached: what waits for it

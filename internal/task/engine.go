@@ -59,6 +59,8 @@ func (c Config) withDefaults() Config {
 // Outbox posts envelopes in a transaction (package mail).
 type Outbox interface {
 	Post(tx *store.Tx, from, to shoal.AgentID, topic string, body []byte, ttl time.Duration) ([16]byte, error)
+	// PostLazy is Post for what nobody waits for: it may wait a moment for company.
+	PostLazy(tx *store.Tx, from, to shoal.AgentID, topic string, body []byte, ttl time.Duration) ([16]byte, error)
 }
 
 // Workers are the programs attached to hosted agents (package worker). No method blocks
@@ -112,15 +114,22 @@ type Deps struct {
 type Engine struct {
 	cfg Config
 	Deps
-	hub    *hub
-	timers *timers
-	queue  *queue
-	live   *liveTasks
+	hub     *hub
+	timers  *timers
+	queue   *queue
+	live    *liveTasks
+	lastRun int64 // rows up to here are of earlier runs: Run settles those that are open
 }
 
-// New returns an engine; it does nothing until [Engine.Run].
-func New(cfg Config, d Deps) *Engine {
-	return &Engine{cfg: cfg.withDefaults(), Deps: d, hub: newHub(), timers: newTimers(), queue: newQueue(), live: newLiveTasks()}
+// New returns an engine. It reads where the tasks of the last run end, for mail may bring
+// new ones before [Engine.Run] has settled the old, and starts nothing.
+func New(cfg Config, d Deps) (*Engine, error) {
+	e := &Engine{cfg: cfg.withDefaults(), Deps: d, hub: newHub(), timers: newTimers(), queue: newQueue(), live: newLiveTasks()}
+	err := d.DB.View(context.Background(), func(tx *store.Tx) error {
+		_, err := tx.One(`SELECT COALESCE(MAX(row), 0) FROM tasks`, nil, &e.lastRun)
+		return err
+	})
+	return e, err
 }
 
 // Submit stores a task and posts its offer in one transaction; it does not wait for the

@@ -300,9 +300,20 @@ func makeVectors() []vector {
 		machine{role: Doing, state: a2a.TaskStateAuthRequired, attempt: 2, held: true},
 		machine{role: Doing, state: a2a.TaskStateCompleted, attempt: 1},
 	)
-	inputs := []vectorInput{{Kind: "start"}, {Kind: "lost"}, {Kind: "lost", Idempotent: true}, {Kind: "unseen"}, {Kind: "deadline"},
-		{Kind: "cancel"}, {Kind: "reply"}, {Kind: "undelivered", Reason: "expired"}, {Kind: "undelivered", Reason: "unknown_skill"},
-		{Kind: "unknown"}, {Kind: "report"}, {Kind: "event"}}
+	inputs := []vectorInput{
+		{Kind: "start"},
+		{Kind: "lost"},
+		{Kind: "lost", Idempotent: true},
+		{Kind: "unseen"},
+		{Kind: "deadline"},
+		{Kind: "cancel"},
+		{Kind: "reply"},
+		{Kind: "undelivered", Reason: "expired"},
+		{Kind: "undelivered", Reason: "unknown_skill"},
+		{Kind: "unknown"},
+		{Kind: "report"},
+		{Kind: "event"},
+	}
 	for _, s := range allStates {
 		inputs = append(inputs, vectorInput{Kind: "report", State: string(s)}, vectorInput{Kind: "event", State: string(s)})
 	}

@@ -58,7 +58,10 @@ func (w *world) node(seed byte, skills ...shoal.Skill) *testNode {
 	}
 	n := &testNode{w: w, key: key, db: storetest.Open(w.t, Schema()), box: make(chan post, 100_000)}
 	n.workers = &fakeWorkers{skills: skills, held: map[shoal.TaskKey]bool{}, started: make(chan shoal.Assignment, 100_000), told: make(chan told, 1000)}
-	n.Engine = New(Config{Network: "test"}, Deps{DB: n.db, Outbox: n, Workers: n.workers, Agents: n, Mesh: n, Keys: n, Log: slog.New(slog.DiscardHandler)})
+	n.Engine, err = New(Config{Network: "test"}, Deps{DB: n.db, Outbox: n, Workers: n.workers, Agents: n, Mesh: n, Keys: n, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		w.t.Fatal(err)
+	}
 	n.workers.engine = n.Engine
 	w.mu.Lock()
 	w.nodes[key.Agent()] = n
@@ -79,6 +82,7 @@ func (n *testNode) Key(a shoal.AgentID) (identity.Key, bool) { return n.key, a =
 func (n *testNode) Host(_ context.Context, a shoal.AgentID) (shoal.NodeID, error) {
 	return a.Node(), nil
 }
+
 func (n *testNode) Choose(_ context.Context, skill string) (shoal.AgentID, error) {
 	n.w.mu.Lock()
 	defer n.w.mu.Unlock()
@@ -134,6 +138,11 @@ func (n *testNode) Post(tx *store.Tx, from, to shoal.AgentID, topic string, body
 	return [16]byte{}, nil
 }
 
+// PostLazy implements Outbox.
+func (n *testNode) PostLazy(tx *store.Tx, from, to shoal.AgentID, topic string, body []byte, ttl time.Duration) ([16]byte, error) {
+	return n.Post(tx, from, to, topic, body, ttl)
+}
+
 func (n *testNode) deliver(ctx context.Context) {
 	for {
 		select {
@@ -142,6 +151,7 @@ func (n *testNode) deliver(ctx context.Context) {
 		case p := <-n.box:
 			err := n.db.Update(ctx, func(tx *store.Tx) error { return n.Receive(tx, p.env) })
 			if err != nil && ctx.Err() == nil {
+				n.w.t.Logf("refused at %s: %v", n.agent().Short(), err)
 				n.w.mu.Lock()
 				from := n.w.nodes[p.env.From]
 				n.w.mu.Unlock()

@@ -107,8 +107,10 @@ func (e *Engine) submitLive(ctx context.Context, req Request, r row, hash []byte
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 
 	e.live.addAsker(r.key)
-	first := &wire.LiveRequest{Network: e.cfg.Network, Requester: r.key.Requester.PublicKey(), Doer: r.doer.PublicKey(),
-		TaskId: string(r.key.ID), Offer: offerOf(&r)}
+	first := &wire.LiveRequest{
+		Network: e.cfg.Network, Requester: r.key.Requester.PublicKey(), Doer: r.doer.PublicKey(),
+		TaskId: string(r.key.ID), Offer: offerOf(&r),
+	}
 	if err := writeLive(conn, first); err != nil {
 		e.live.dropAsker(r.key)
 		return Task{}, false, unreachable(r.doer, err)

@@ -76,6 +76,7 @@ func (e *Engine) countersign(tx *store.Tx, r *row, ev *wire.TaskEvent, raw []byt
 		e.Log.Warn("receipt not countersigned", "task", r.key.ID, "agent", r.doer, "err", err)
 		return nil
 	}
+	r.skill = body.GetSkill() // the asker may have left it to the doer
 	key, ok := e.Keys.Key(r.key.Requester)
 	if !ok {
 		return shoal.NewError(shoal.Unavailable, "key_missing", "the key of agent "+string(r.key.Requester)+" is not here", "")
@@ -84,8 +85,11 @@ func (e *Engine) countersign(tx *store.Tx, r *row, ev *wire.TaskEvent, raw []byt
 	if r.receipt, err = deterministic.Marshal(signed); err != nil {
 		return err
 	}
-	return e.post(tx, r.key.Requester, r.doer, &wire.TaskMail{TaskId: string(r.key.ID),
-		Body: &wire.TaskMail_Countersigned{Countersigned: &wire.Countersigned{Receipt: r.receipt}}})
+	_, err = e.Outbox.PostLazy(tx, r.key.Requester, r.doer, Topic, encodeMail(&wire.TaskMail{
+		TaskId: string(r.key.ID),
+		Body:   &wire.TaskMail_Countersigned{Countersigned: &wire.Countersigned{Receipt: r.receipt}},
+	}), 0)
+	return err
 }
 
 // fits checks each field of a doer's receipt against the asker's own row and log, and

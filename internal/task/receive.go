@@ -195,8 +195,10 @@ func (e *Engine) receiveEvent(tx *store.Tx, env shoal.Envelope, key shoal.TaskKe
 
 // eventChange checks a doer's event and turns it into a step.
 func eventChange(ev *wire.TaskEvent) (change, error) {
-	c := change{in: input{kind: inEvent}, artifacts: ev.GetArtifacts(), receipt: ev.GetReceipt(),
-		reason: clip(ev.GetReason()), peerN: ev.GetN(), attempt: ev.GetAttempt()}
+	c := change{
+		in: input{kind: inEvent}, artifacts: ev.GetArtifacts(), receipt: ev.GetReceipt(),
+		reason: clip(ev.GetReason()), peerN: ev.GetN(), attempt: ev.GetAttempt(),
+	}
 	for _, raw := range ev.GetArtifacts() {
 		if _, err := decodeArtifact(raw); err != nil {
 			return change{}, err

@@ -80,10 +80,12 @@ const rowColumns = `row, role, requester, id, doer, context_id, skill, class, tr
 	message, status, receipt`
 
 func (r *row) dest(state *int32) []any {
-	return []any{&r.row, (*uint8)(&r.role), (*string)(&r.key.Requester), (*string)(&r.key.ID), (*string)(&r.doer),
+	return []any{
+		&r.row, (*uint8)(&r.role), (*string)(&r.key.Requester), (*string)(&r.key.ID), (*string)(&r.doer),
 		&r.contextID, &r.skill, (*uint8)(&r.class), &r.trace, state, &r.attempt, &r.queued, &r.held,
 		&r.canceling, &r.reason, &r.created, &r.started, &r.updated, &r.timeout, &r.deadline, &r.delivery,
-		&r.n, &r.peerN, &r.artifacts, &r.message, &r.status, &r.receipt}
+		&r.n, &r.peerN, &r.artifacts, &r.message, &r.status, &r.receipt,
+	}
 }
 
 // loadRow returns the task of a role, or ErrNotFound.
@@ -162,10 +164,10 @@ func insertRow(tx *store.Tx, r *row, idem string, requestHash []byte) error {
 
 // saveRow writes back what a step can change.
 func saveRow(tx *store.Tx, r *row) error {
-	_, err := tx.Exec(`UPDATE tasks SET state = ?, attempt = ?, queued = ?, held = ?, canceling = ?, reason = ?,
+	_, err := tx.Exec(`UPDATE tasks SET skill = ?, state = ?, attempt = ?, queued = ?, held = ?, canceling = ?, reason = ?,
 		started_ms = ?, updated_ms = ?, deadline_ms = ?, delivery = ?, n = ?, peer_n = ?, artifacts = ?, status = ?, receipt = ?
 		WHERE row = ?`,
-		int32(stateToPB(r.state)), r.attempt, r.queued, r.held, r.canceling, r.reason, r.started, r.updated,
+		r.skill, int32(stateToPB(r.state)), r.attempt, r.queued, r.held, r.canceling, r.reason, r.started, r.updated,
 		r.deadline, r.delivery, r.n, r.peerN, r.artifacts, r.status, r.receipt, r.row)
 	return err
 }

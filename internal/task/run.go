@@ -20,6 +20,9 @@ func now() time.Time { return time.Now() }
 // until ctx ends.
 func (e *Engine) Run(ctx context.Context) error {
 	if err := e.recover(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // stopped before it began
+		}
 		return fmt.Errorf("settle tasks of the last run: %w", err)
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -30,12 +33,13 @@ func (e *Engine) Run(ctx context.Context) error {
 	return err
 }
 
-// recover looks at each open task once. Workers' sessions did not survive, so tasks that
-// were held are lost; live tasks of either role have an unknown outcome.
+// recover looks at each open task of the last run once. Workers' sessions did not
+// survive, so tasks that were held are lost; live tasks of either role have an unknown
+// outcome.
 func (e *Engine) recover(ctx context.Context) error {
 	var open []row
 	err := e.DB.View(ctx, func(tx *store.Tx) error {
-		return tx.Each(`SELECT `+rowColumns+` FROM tasks WHERE state IN (1, 2, 6, 8) ORDER BY row`, nil,
+		return tx.Each(`SELECT `+rowColumns+` FROM tasks WHERE state IN (1, 2, 6, 8) AND row <= ? ORDER BY row`, []any{e.lastRun},
 			func(scan func(...any) error) error {
 				var r row
 				var state int32

@@ -208,8 +208,12 @@ func (e *Engine) reportLive(ctx context.Context, lt *liveTask, c change) (uint64
 			return 0, err
 		}
 	}
+	gone := e.leaveLive(lt)
 	lt.send(ctx, ev)
-	return n, e.settleLive(lt)
+	if gone {
+		e.settleLive(lt)
+	}
+	return n, nil
 }
 
 // stepLive takes the step in memory.
@@ -258,23 +262,30 @@ func (lt *liveTask) send(ctx context.Context, ev *wire.LiveEvent) {
 	}
 }
 
-// settleLive takes a task that ended, or went over to mail, out of memory.
-func (e *Engine) settleLive(lt *liveTask) error {
+// leaveLive takes a task that ended, or went over to mail, out of memory. It comes before
+// the asker hears of it: what the asker says next is about the row on disk.
+func (e *Engine) leaveLive(lt *liveTask) (gone bool) {
 	lt.mu.Lock()
-	gone, key, agent, state := lt.gone, lt.row.key, lt.row.doer, lt.row.state
+	gone, key, agent := lt.gone, lt.row.key, lt.row.doer
 	lt.mu.Unlock()
-	if !gone {
-		return nil
+	if gone {
+		e.timers.set(key, 0)
+		e.live.dropDoer(key)
+		e.Workers.Release(key, agent)
+		e.hub.forgetChunks(key)
 	}
-	e.timers.set(key, 0)
-	e.live.dropDoer(key)
+	return gone
+}
+
+// settleLive lets the stream end, and stores a task that ended.
+func (e *Engine) settleLive(lt *liveTask) {
+	lt.mu.Lock()
+	state := lt.row.state
+	lt.mu.Unlock()
 	close(lt.done)
-	e.Workers.Release(key, agent)
-	e.hub.forgetChunks(key)
 	if state.Terminal() {
 		e.later(func(ctx context.Context) error { return e.storeLive(ctx, lt) })
 	}
-	return nil
 }
 
 // storeLive writes row and log of a live task as they stand.
@@ -315,10 +326,9 @@ func (e *Engine) forceLive(ctx context.Context, lt *liveTask, in input) {
 	if err != nil {
 		return // it has just ended by itself
 	}
+	e.leaveLive(lt)
 	lt.send(ctx, ev)
-	if err := e.settleLive(lt); err != nil {
-		e.Log.Warn("live task not settled", "task", lt.row.key.ID, "err", err)
-	}
+	e.settleLive(lt)
 }
 
 // streamChunks writes the chunks of a running task until it ends or the reader leaves.
@@ -397,8 +407,10 @@ func (e *Engine) followChunks(ctx context.Context, t Task) error {
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	err = writeLive(conn, &wire.LiveRequest{Network: e.cfg.Network, Requester: t.Key.Requester.PublicKey(),
-		Doer: t.Doer.PublicKey(), TaskId: string(t.Key.ID)})
+	err = writeLive(conn, &wire.LiveRequest{
+		Network: e.cfg.Network, Requester: t.Key.Requester.PublicKey(),
+		Doer: t.Doer.PublicKey(), TaskId: string(t.Key.ID),
+	})
 	if err != nil {
 		return err
 	}

@@ -56,6 +56,22 @@ func TestStraightLine(t *testing.T) {
 	}
 }
 
+func TestDoerChoosesTheSkill(t *testing.T) {
+	asker, doer := pair(t, echo)
+	doer.attach(1)
+	id := asker.submit(t, Request{To: doer.agent()}).Key.ID
+	doer.report(t, <-doer.workers.started, a2a.TaskStateCompleted)
+	asker.wait(t, id)
+	for _, n := range []*testNode{asker, doer} {
+		if got, err := n.Get(context.Background(), Ref{ID: id}); got.Skill != "echo" || err != nil {
+			t.Errorf("skill %q, %v", got.Skill, err)
+		}
+	}
+	if r := countersigned(t, asker, Ref{ID: id, Role: Asked}); r.Skill != "echo" {
+		t.Errorf("receipt for skill %q", r.Skill)
+	}
+}
+
 func TestTaskWaitsForAWorker(t *testing.T) {
 	asker, doer := pair(t, echo)
 	var ids []a2a.TaskID
@@ -82,8 +98,10 @@ func TestInputRequiredRoundTrip(t *testing.T) {
 	doer.attach(1)
 	id := asker.submit(t, Request{To: doer.agent(), Skill: "echo"}).Key.ID
 	a := <-doer.workers.started
-	_, err := doer.Report(context.Background(), shoal.Report{Key: a.Key, Agent: a.Agent, Attempt: 1,
-		State: a2a.TaskStateInputRequired, Message: a2a.NewMessage(a2a.MessageRoleAgent, a2a.NewTextPart("which size?"))})
+	_, err := doer.Report(context.Background(), shoal.Report{
+		Key: a.Key, Agent: a.Agent, Attempt: 1,
+		State: a2a.TaskStateInputRequired, Message: a2a.NewMessage(a2a.MessageRoleAgent, a2a.NewTextPart("which size?")),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,6 +237,35 @@ func TestRefusedOfferIsRejectedWithItsReason(t *testing.T) {
 	id := asker.submit(t, Request{To: doer.agent(), Skill: "nope"}).Key.ID
 	if got := asker.wait(t, id); got.State != a2a.TaskStateRejected || got.Reason != "unknown_skill" {
 		t.Fatalf("%s %q", got.State, got.Reason)
+	}
+}
+
+// A worker's reason code is for the asker's scripts: it travels beside the state, in both
+// classes. What is no code stays in the message.
+func TestWorkersReasonReachesTheAsker(t *testing.T) {
+	for code, want := range map[string]string{
+		"not_today": "not_today", "": "", "Not Today": "", "x\n": "", strings.Repeat("x", 65): "",
+	} {
+		for _, class := range []shoal.Class{shoal.Durable, shoal.Live} {
+			asker, doer := pair(t, echo)
+			doer.attach(1)
+			go func() {
+				a := <-doer.workers.started
+				m := a2a.NewMessage(a2a.MessageRoleAgent, a2a.NewTextPart("no"))
+				m.SetMeta("reason", code)
+				_, err := doer.Report(context.Background(), shoal.Report{Key: a.Key, Agent: a.Agent, Attempt: 1, State: a2a.TaskStateRejected, Message: m})
+				if err != nil {
+					t.Error(err)
+				}
+			}()
+			got := asker.submit(t, Request{To: doer.agent(), Skill: "echo", Class: class})
+			if class == shoal.Durable {
+				got = asker.wait(t, got.Key.ID)
+			}
+			if got.State != a2a.TaskStateRejected || got.Reason != want {
+				t.Errorf("%v: code %.10q arrives as %s %q, want %q", class, code, got.State, got.Reason, want)
+			}
+		}
 	}
 }
 

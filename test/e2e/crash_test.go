@@ -38,7 +38,7 @@ const (
 func TestKillsLoseNothing(t *testing.T) {
 	n := scaled(kills, 4)
 	rng := rand.New(rand.NewPCG(seed, 1))
-	a, b := startDaemon(t, "asker"), startDaemon(t, "doer")
+	a, b := startDaemon(t, "asker", "--log-level", "debug"), startDaemon(t, "doer", "--log-level", "debug")
 	a.join(b)
 	starts := newStartsFile(t)
 	w := attach(t, b, agent.Config{Name: "worker", Skills: skills("work"), Concurrency: slots}, starts.work)

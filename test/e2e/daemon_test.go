@@ -73,7 +73,7 @@ func newDaemon(t *testing.T, name, home string, args ...string) *daemon {
 	t.Cleanup(func() {
 		d.kill()
 		if t.Failed() {
-			t.Logf("%s's last words:\n%s", d.name, d.log.tail(25))
+			t.Logf("%s's last words:\n%s", d.name, d.log.tail(60))
 		}
 	})
 	return d
@@ -112,7 +112,7 @@ func (d *daemon) connect() {
 func (d *daemon) start() {
 	d.t.Helper()
 	if err := d.tryStart(); err != nil {
-		d.t.Fatalf("start %s: %v\n%s", d.name, err, d.log.tail(25))
+		d.t.Fatalf("start %s: %v\n%s", d.name, err, d.log.tail(60))
 	}
 }
 
@@ -120,7 +120,7 @@ const startTimeout = 30 * time.Second
 
 func (d *daemon) tryStart() error {
 	args := append([]string{"up", "-o", "json", "--home", d.home, "--listen", d.listen, "--http", "off", "--until-eof"}, d.args...)
-	d.cmd = exec.Command(binary, args...)
+	d.cmd = exec.Command(shoalBinary, args...)
 	d.cmd.Stderr = d.log
 	d.cmd.Env = cleanEnv()
 	// The daemon ends when this pipe does: also if the test binary is killed.
@@ -236,7 +236,7 @@ func runCLI(t *testing.T, env []string, args ...string) (stdout, stderr string, 
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd := exec.CommandContext(ctx, shoalBinary, args...)
 	cmd.Env = env
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

@@ -21,8 +21,8 @@ import (
 	"time"
 )
 
-// binary is the shoal under test, an absolute path. TestMain sets it.
-var binary string
+// shoalBinary is the shoal under test, an absolute path. TestMain sets it.
+var shoalBinary string
 
 // fraction scales the heavy counts.
 var fraction = 0.1
@@ -55,11 +55,11 @@ func mainCode(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	if binary, err = findBinary(dir); err != nil {
+	if shoalBinary, err = findBinary(dir); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	fmt.Printf("e2e: %s, SHOAL_FRACTION=%g, SHOAL_SEED=%d\n", binary, fraction, seed)
+	fmt.Printf("e2e: %s, SHOAL_FRACTION=%g, SHOAL_SEED=%d\n", shoalBinary, fraction, seed)
 	defer children.end()
 	return m.Run()
 }
