@@ -126,7 +126,7 @@ type DB struct {
 // Open opens the database in cfg.Dir, makes it if there is none, and brings the tables
 // to the versions of schemas. It returns [ErrLocked], [ErrTooNew], [ErrCorrupt],
 // [ErrDiskFull], [ErrDisk], or an error with reason file_too_open or no_permission whose
-// hint is the command that helps. schemas is not kept.
+// hint is the command that helps. schemas is not kept; without any, no version is checked.
 func Open(cfg Config, schemas []Schema, log *slog.Logger) (_ *DB, err error) {
 	cfg = cfg.withDefaults()
 	if err := checkSchemas(schemas); err != nil {
