@@ -73,7 +73,7 @@ func newDaemon(t *testing.T, name, home string, args ...string) *daemon {
 	t.Cleanup(func() {
 		d.kill()
 		if t.Failed() {
-			t.Logf("%s's last words:\n%s", d.name, d.log.tail(60))
+			t.Logf("%s's last words:\n%s", d.name, d.log.tail(40))
 		}
 	})
 	return d
@@ -112,7 +112,7 @@ func (d *daemon) connect() {
 func (d *daemon) start() {
 	d.t.Helper()
 	if err := d.tryStart(); err != nil {
-		d.t.Fatalf("start %s: %v\n%s", d.name, err, d.log.tail(60))
+		d.t.Fatalf("start %s: %v\n%s", d.name, err, d.log.tail(40))
 	}
 }
 
