@@ -118,7 +118,7 @@ func pragmaCheck(ctx context.Context, c *conn, pragma string) (what string, err 
 	if err != nil {
 		return "", err
 	}
-	defer r.Close()
+	defer func() { err = errors.Join(err, r.Close()) }()
 	vals := make([]driver.Value, len(r.Columns()))
 	if err := r.Next(vals); err != nil {
 		return "", err

@@ -312,8 +312,10 @@ func TestOthersMayNotRead(t *testing.T) {
 		mode os.FileMode
 		want string
 	}{
-		{dir, 0o755, "chmod 0700 " + dir}, {dir, 0o710, "chmod 0700 " + dir},
-		{path, 0o644, "chmod 0600 " + path}, {path, 0o620, "chmod 0600 " + path},
+		{dir, 0o755, "chmod 0700 " + dir},
+		{dir, 0o710, "chmod 0700 " + dir},
+		{path, 0o644, "chmod 0600 " + path},
+		{path, 0o620, "chmod 0600 " + path},
 		{filepath.Join(dir, lockName), 0o666, "chmod 0600 " + filepath.Join(dir, lockName)},
 		{path + "-wal", 0o644, "chmod 0600 " + path + "-wal"},
 	} {

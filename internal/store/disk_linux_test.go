@@ -123,7 +123,7 @@ func childWithoutRoom(db *DB, _ []string) error {
 	try := func(id int64, want error) {
 		err := childUpdate(db, id)
 		if !errors.Is(err, want) {
-			errs = append(errs, fmt.Errorf("update %d: %v, want %v", id, err, want))
+			errs = append(errs, fmt.Errorf("update %d: %w, want %w", id, err, want))
 		}
 		if err == nil {
 			acked[id] = true
@@ -185,7 +185,7 @@ func childWithoutFsync(db *DB, _ []string) error {
 		return fmt.Errorf("skip: %w", err)
 	}
 	if err := update(2); !errors.Is(err, ErrDisk) {
-		return fmt.Errorf("with a failing fsync: %v", err)
+		return fmt.Errorf("with a failing fsync: %w", err)
 	}
 	// The next one opens a new connection, whose fsync works.
 	if err := update(3); err != nil {

@@ -40,5 +40,5 @@ func free(dir string) uint64 {
 	if err := unix.Statfs(dir, &s); err != nil {
 		return math.MaxUint64
 	}
-	return uint64(s.Bavail) * uint64(s.Bsize)
+	return uint64(s.Bavail) * uint64(s.Bsize) //nolint:unconvert // signed on FreeBSD
 }

@@ -32,9 +32,14 @@ func TestValuesComeBackAsTheyWere(t *testing.T) {
 	seven := int64(7)
 	for _, v := range []any{
 		int64(math.MinInt64), int64(math.MaxInt64), int(-1), int32(-2), int8(-3), uint64(math.MaxUint64), uint32(math.MaxUint32),
-		uint8(255), count(65535), true, false, flag(true), 1.5, float32(0.25), "", "text\x00é", name("n"), []byte{1, 0, 2}, raw{3},
-		hash{1, 2, 3, 4}, &seven, (*int64)(nil), []byte(nil), doubled{21},
-		sql.Null[string]{V: "x", Valid: true}, sql.Null[string]{},
+		uint8(255), count(65535), true, false, flag(true), 1.5, float32(0.25), "", "text\x00é", name("n"),
+		[]byte{1, 0, 2},
+		raw{3},
+		hash{1, 2, 3, 4},
+		&seven, (*int64)(nil), []byte(nil),
+		doubled{21},
+		sql.Null[string]{V: "x", Valid: true},
+		sql.Null[string]{},
 	} {
 		update(t, db, func(tx *Tx) error { _, err := tx.Exec("INSERT INTO v VALUES (?)", v); return err })
 		got := reflect.New(reflect.TypeOf(v))
@@ -69,9 +74,19 @@ func TestScanRefusesWhatDoesNotFit(t *testing.T) {
 		sql  string
 		dest any
 	}{
-		{"SELECT 256", new(uint8)}, {"SELECT -1", new(uint32)}, {"SELECT 40000", new(int16)}, {"SELECT 'x'", new(int)},
-		{"SELECT 2", new(bool)}, {"SELECT 1.5", new(int64)}, {"SELECT 7", new(string)}, {"SELECT x'0102'", new(hash)},
-		{"SELECT x'01'", new(float64)}, {"SELECT 1", new(time.Time)}, {"SELECT 1", 5}, {"SELECT 1", (*int32)(nil)}, {"SELECT 1, 2", new(int)},
+		{"SELECT 256", new(uint8)},
+		{"SELECT -1", new(uint32)},
+		{"SELECT 40000", new(int16)},
+		{"SELECT 'x'", new(int)},
+		{"SELECT 2", new(bool)},
+		{"SELECT 1.5", new(int64)},
+		{"SELECT 7", new(string)},
+		{"SELECT x'0102'", new(hash)},
+		{"SELECT x'01'", new(float64)},
+		{"SELECT 1", new(time.Time)},
+		{"SELECT 1", 5},
+		{"SELECT 1", (*int32)(nil)},
+		{"SELECT 1, 2", new(int)},
 	} {
 		view(t, db, func(tx *Tx) error {
 			if _, err := tx.One(c.sql, nil, c.dest); err == nil {
