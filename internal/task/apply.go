@@ -186,8 +186,8 @@ func (e *Engine) afterCommit(tx *store.Tx, r *row, c change, eff effects) error 
 		}
 		tx.AfterCommit(func() { e.timers.set(key, deadline) })
 	}
-	role := r.role
-	tx.AfterCommit(func() { e.hub.wake(role, key) })
+	role, settled := r.role, r.state.Terminal() || interrupted(r.state)
+	tx.AfterCommit(func() { e.hub.wake(role, key, settled) })
 	return nil
 }
 

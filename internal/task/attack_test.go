@@ -284,16 +284,7 @@ func TestRestartSettlesWhatWasOpen(t *testing.T) {
 		r.key.Requester, r.doer, r.skill = asked, asked, "echo"
 		err := db.Update(context.Background(), func(tx *store.Tx) error {
 			fresh := r
-			if err := insertRow(tx, &fresh, "", nil); err != nil {
-				return err
-			}
-			state := fresh.state
-			fresh.state = a2a.TaskStateSubmitted
-			if err := (&Engine{}).recordSubmitted(tx, &fresh); err != nil {
-				return err
-			}
-			fresh.state = state
-			return saveRow(tx, &fresh)
+			return insertSubmitted(tx, &fresh, "", nil)
 		})
 		if err != nil {
 			t.Fatal(err)

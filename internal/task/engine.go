@@ -159,10 +159,7 @@ func (e *Engine) Submit(ctx context.Context, req Request) (t Task, created bool,
 			t, created = known, false
 			return err
 		}
-		if err := insertRow(tx, &fresh, req.IdempotencyKey, hash); err != nil {
-			return err
-		}
-		if err := e.recordSubmitted(tx, &fresh); err != nil {
+		if err := insertSubmitted(tx, &fresh, req.IdempotencyKey, hash); err != nil {
 			return err
 		}
 		if _, err := e.Outbox.Post(tx, req.From, req.To, Topic, e.offer(ctx, &fresh), req.TTL); err != nil {
@@ -277,21 +274,22 @@ func (e *Engine) known(tx *store.Tx, req Request, hash []byte) (Task, bool, erro
 	return t, true, err
 }
 
-// recordSubmitted logs the birth of a task: the message, then SUBMITTED.
-func (e *Engine) recordSubmitted(tx *store.Tx, r *row) error {
+// insertSubmitted stores a new task with the event of its birth.
+func insertSubmitted(tx *store.Tx, r *row, idem string, requestHash []byte) error {
 	st, err := encodeStatus(a2a.TaskStateSubmitted, nil, fromMS(r.created))
 	if err != nil {
 		return err
 	}
-	r.status = st
-	body, err := deterministic.Marshal(&wire.TaskEvent{N: r.n + 1, Status: st})
+	body, err := deterministic.Marshal(&wire.TaskEvent{N: 1, Status: st})
 	if err != nil {
 		return err
 	}
-	if err := addEvent(tx, r, eventStep, body, r.created); err != nil {
+	r.status, r.n = st, 1
+	if err := insertRow(tx, r, idem, requestHash); err != nil {
 		return err
 	}
-	return saveRow(tx, r)
+	r.n = 0
+	return addEvent(tx, r, eventStep, body, r.created)
 }
 
 // offer is the mail that brings a new task to its doer.

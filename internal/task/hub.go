@@ -34,14 +34,16 @@ type watcher struct {
 	key  shoal.TaskKey
 	role Role
 	wake chan struct{}
-	next int // index of the next chunk
+	next int  // index of the next chunk
+	ends bool // wants to hear only of a terminal or interrupted state
+	log  bool // the log has grown since [watcher.grown]
 }
 
 func newHub() *hub { return &hub{topics: map[shoal.TaskKey]*topic{}} }
 
 // watch registers a watcher; close must be called.
-func (h *hub) watch(role Role, key shoal.TaskKey) *watcher {
-	w := &watcher{hub: h, key: key, role: role, wake: make(chan struct{}, 1)}
+func (h *hub) watch(role Role, key shoal.TaskKey, ends bool) *watcher {
+	w := &watcher{hub: h, key: key, role: role, wake: make(chan struct{}, 1), ends: ends, log: true}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.topic(key).watchers[w] = struct{}{}
@@ -86,13 +88,24 @@ func (w *watcher) take() []shoal.Chunk {
 	return out
 }
 
-// wake tells the watchers of a role that the task's log has grown.
-func (h *hub) wake(role Role, key shoal.TaskKey) {
+// grown reports whether there may be something new in the log, and forgets it.
+func (w *watcher) grown() bool {
+	w.hub.mu.Lock()
+	defer w.hub.mu.Unlock()
+	was := w.log
+	w.log = false
+	return was
+}
+
+// wake tells the watchers of a role that the task's log has grown; settled says that it
+// is now terminal or interrupted.
+func (h *hub) wake(role Role, key shoal.TaskKey, settled bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if t := h.topics[key]; t != nil {
 		for w := range t.watchers {
-			if w.role == role {
+			if w.role == role && (settled || !w.ends) {
+				w.log = true
 				w.signal()
 			}
 		}
@@ -123,7 +136,9 @@ func (h *hub) chunk(key shoal.TaskKey, c shoal.Chunk) {
 		t.first++
 	}
 	for w := range t.watchers {
-		w.signal()
+		if !w.ends {
+			w.signal()
+		}
 	}
 }
 

@@ -22,6 +22,7 @@ const (
 	liveSilence   = 3 * liveHeartbeat
 	liveFrame     = shoal.MaxBody + 64<<10 // bytes of one frame
 	liveOpen      = 10 * time.Second       // for the first frame of a stream
+	liveSoon      = 20 * time.Millisecond  // a live task that takes longer gets its row before its answer
 	commitTime    = 30 * time.Second       // for the commit after an answer
 )
 
@@ -115,9 +116,16 @@ func (e *Engine) submitLive(ctx context.Context, req Request, r row, hash []byte
 		e.live.dropAsker(r.key)
 		return Task{}, false, unreachable(r.doer, err)
 	}
-	e.later(func(ctx context.Context) error { return e.insertLive(ctx, r, req.IdempotencyKey, hash) })
+	answered := make(chan struct{})
+	e.later(func(ctx context.Context) error {
+		if req.IdempotencyKey == "" && soon(answered) {
+			return nil // the row comes with the answer: one commit instead of two
+		}
+		return e.insertLive(ctx, r, req.IdempotencyKey, hash)
+	})
 
 	evs, refused, err := readLive(conn)
+	close(answered)
 	if refused != nil {
 		e.live.dropAsker(r.key)
 		e.later(func(ctx context.Context) error {
@@ -126,6 +134,18 @@ func (e *Engine) submitLive(ctx context.Context, req Request, r row, hash []byte
 		return Task{}, false, refused
 	}
 	return e.answerLive(ctx, req, r, hash, evs, err)
+}
+
+// soon reports whether done is closed within a moment.
+func soon(done <-chan struct{}) bool {
+	timer := time.NewTimer(liveSoon)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return true
+	case <-timer.C:
+		return false
+	}
 }
 
 // answerLive turns what the stream brought into the caller's answer and stores it: after
@@ -175,10 +195,7 @@ func (e *Engine) insertLive(ctx context.Context, r row, idem string, hash []byte
 			return err // the end was faster
 		}
 		fresh := r
-		if err := insertRow(tx, &fresh, idem, hash); err != nil {
-			return err
-		}
-		return e.recordSubmitted(tx, &fresh)
+		return insertSubmitted(tx, &fresh, idem, hash)
 	})
 }
 
@@ -189,9 +206,7 @@ func (e *Engine) endLive(ctx context.Context, r row, idem string, hash []byte, e
 		fresh, err := loadRow(tx, Asked, r.key)
 		if isNotFound(err) {
 			fresh = r
-			if err = insertRow(tx, &fresh, idem, hash); err == nil {
-				err = e.recordSubmitted(tx, &fresh)
-			}
+			err = insertSubmitted(tx, &fresh, idem, hash)
 		}
 		if err != nil {
 			return err

@@ -145,7 +145,7 @@ func (e *Engine) receiveCountersigned(tx *store.Tx, env shoal.Envelope, key shoa
 	}
 	_, err = tx.Exec(`UPDATE tasks SET receipt = ? WHERE row = ?`, r.receipt, r.row)
 	role := r.role
-	tx.AfterCommit(func() { e.hub.wake(role, key) })
+	tx.AfterCommit(func() { e.hub.wake(role, key, true) })
 	return err
 }
 

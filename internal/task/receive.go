@@ -87,10 +87,7 @@ func (e *Engine) receiveOffer(tx *store.Tx, env shoal.Envelope, key shoal.TaskKe
 			return shoal.NewError(shoal.Denied, ErrTooMany.Reason, ErrTooMany.Msg, ErrTooMany.Hint)
 		}
 	}
-	if err := insertRow(tx, &r, "", nil); err != nil {
-		return err
-	}
-	if err := e.recordSubmitted(tx, &r); err != nil {
+	if err := insertSubmitted(tx, &r, "", nil); err != nil {
 		return err
 	}
 	e.traceHop(tx, "task.receive", &r, r.created)

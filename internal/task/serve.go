@@ -306,7 +306,7 @@ func (e *Engine) storeLive(ctx context.Context, lt *liveTask) error {
 		}
 		e.traceHop(tx, "task.work", &fresh, fresh.started)
 		key := fresh.key
-		tx.AfterCommit(func() { e.hub.wake(Doing, key) })
+		tx.AfterCommit(func() { e.hub.wake(Doing, key, true) })
 		return nil
 	})
 }
@@ -333,7 +333,7 @@ func (e *Engine) forceLive(ctx context.Context, lt *liveTask, in input) {
 
 // streamChunks writes the chunks of a running task until it ends or the reader leaves.
 func (e *Engine) streamChunks(ctx context.Context, conn net.Conn, in *bufio.Reader, key shoal.TaskKey) error {
-	w := e.hub.watch(Doing, key)
+	w := e.hub.watch(Doing, key, false)
 	defer w.close()
 	left := make(chan struct{})
 	go func() { defer close(left); _, _ = in.ReadByte() }()
@@ -349,7 +349,7 @@ func (e *Engine) streamChunks(ctx context.Context, conn net.Conn, in *bufio.Read
 				return nil
 			}
 		}
-		if len(chunks) == 0 {
+		if len(chunks) == 0 && w.grown() {
 			if ended, err := e.ended(ctx, key); err != nil || ended {
 				return nil
 			}

@@ -32,7 +32,7 @@ func (e *Engine) Watch(ctx context.Context, ref Ref, after uint64, emit func(Eve
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	w := e.hub.watch(t.Role, t.Key)
+	w := e.hub.watch(t.Role, t.Key, false)
 	defer w.close()
 	// A doer on this node has its chunks in the hub already.
 	_, local := e.Keys.Key(t.Doer)
@@ -48,11 +48,13 @@ func (e *Engine) Watch(ctx context.Context, ref Ref, after uint64, emit func(Eve
 				return err
 			}
 		}
-		next, final, err := e.emitLog(ctx, ref, after, emit)
-		if err != nil || final {
-			return err
+		if w.grown() { // a chunk alone is no reason to read the log
+			next, final, err := e.emitLog(ctx, ref, after, emit)
+			if err != nil || final {
+				return err
+			}
+			after = next
 		}
-		after = next
 		select {
 		case <-w.wake:
 		case <-ctx.Done():
@@ -180,7 +182,7 @@ func (e *Engine) watcherOf(ctx context.Context, ref *Ref) (*watcher, error) {
 		}
 		ref.Requester, ref.Role = r.key.Requester, r.role
 	}
-	return e.hub.watch(ref.Role, shoal.TaskKey{Requester: ref.Requester, ID: ref.ID}), nil
+	return e.hub.watch(ref.Role, shoal.TaskKey{Requester: ref.Requester, ID: ref.ID}, true), nil
 }
 
 // List returns a page of tasks, newest change first, and the token of the next page, ""
