@@ -76,7 +76,7 @@ func BenchmarkThroughput(b *testing.B) {
 
 // insertRate is what the store does by itself.
 func insertRate(b *testing.B, callers int, body []byte) (rate, cpuMicros float64) {
-	db, err := store.Open(store.Config{Dir: b.TempDir()}, []store.Schema{
+	db, err := store.Open(store.Config{Dir: b.TempDir() + "/home"}, []store.Schema{
 		{Package: "floor", Steps: []string{`CREATE TABLE floor (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT`}},
 	}, slog.New(slog.DiscardHandler))
 	if err != nil {

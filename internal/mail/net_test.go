@@ -72,7 +72,7 @@ func (w *netw) node(t testing.TB, n int, cfg mail.Config) *node {
 	if cfg.Network == "" {
 		cfg.Network = "test"
 	}
-	x := &node{t: t, net: w, key: k, keys: map[shoal.AgentID]identity.Key{}, dir: t.TempDir(), cfg: cfg}
+	x := &node{t: t, net: w, key: k, keys: map[shoal.AgentID]identity.Key{}, dir: t.TempDir() + "/home", cfg: cfg}
 	x.host(k)
 	w.mu.Lock()
 	w.nodes[k.Node()] = x

@@ -2,84 +2,139 @@ package store
 
 import (
 	"context"
-	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/shoalmesh/shoal"
 )
 
-// Backup writes a consistent copy of the database to path, which must not exist, while
-// others read and write. The copy is on disk when it returns.
-func (db *DB) Backup(ctx context.Context, path string) error {
-	// Made first, so that it is never readable by others and never replaces anything.
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+// Backup writes the state of this moment to the new file path, mode 0600, while updates go
+// on; it is on the disk when Backup returns. The file is one SQLite database without a log,
+// the same for the same content whatever was deleted before. It holds no keys.
+// It returns a Conflict with reason file_exists if path exists, and ctx's error, leaving
+// no file, if ctx ends first.
+func (db *DB) Backup(ctx context.Context, path string) (err error) {
+	// The name is taken first and replaced last: a backup never overwrites anything and is
+	// never there in part, but for an empty file after a crash.
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return shoal.NewError(shoal.Conflict, "file_exists", path+" exists already", "choose another name").Because(err)
+	}
 	if err != nil {
-		return fmt.Errorf("create backup: %w", err)
+		return diskError(err, path)
 	}
-	defer f.Close()
-	c, err := db.pool.Conn(ctx)
-	if err != nil {
-		return errors.Join(db.explain(err), os.Remove(path))
+	if err := f.Close(); err != nil {
+		return diskError(err, path)
 	}
-	defer c.Close()
-	if _, err := c.ExecContext(ctx, "VACUUM INTO ?", path); err != nil {
-		return errors.Join(fmt.Errorf("copy the database: %w", db.explain(err)), os.Remove(path))
+	tmp := path + ".part"
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeDB(tmp), os.Remove(path))
+		}
+	}()
+	if err := removeDB(tmp); err != nil {
+		return err
 	}
-	if err := errors.Join(f.Sync(), syncDir(filepath.Dir(path))); err != nil {
-		return fmt.Errorf("write the copy to disk: %w", err)
+	if f, err = os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+		return diskError(err, tmp)
 	}
-	return nil
+	if err := f.Close(); err != nil {
+		return diskError(err, tmp)
+	}
+
+	if err := db.vacuumInto(ctx, tmp); err != nil {
+		return err
+	}
+	return moveIntoPlace(tmp, path)
 }
 
-// Restore moves the copy in file into dir, which must hold no database, after checking
-// all of it and giving it a new epoch. file is gone afterwards.
-func Restore(file, dir string) error {
-	target := filepath.Join(dir, File)
-	if _, err := os.Stat(target); err == nil {
-		return fmt.Errorf("restore: %s exists", target)
+// vacuumInto copies on a connection of its own: it lasts long and is not worth a cache.
+func (db *DB) vacuumInto(ctx context.Context, tmp string) error {
+	select {
+	case db.readers.slots <- struct{}{}: // so that Close waits
+		defer func() { <-db.readers.slots }()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	if err := renew(file); err != nil {
-		return err
+	if db.readers.isClosed() {
+		return ErrClosed
 	}
-	if err := os.Chmod(file, 0o600); err != nil {
-		return err
+	c, err := db.openConn(readerCacheKiB, false)
+	if err != nil {
+		return db.explain(err)
 	}
-	if err := os.Rename(file, target); err != nil {
-		return fmt.Errorf("restore: %w", err)
+	_, err = c.raw.(driver.ExecerContext).ExecContext(ctx, "VACUUM INTO ?", []driver.NamedValue{{Ordinal: 1, Value: tmp}})
+	if ctx.Err() != nil {
+		err = ctx.Err()
 	}
-	return syncDir(dir)
+	if err = db.explain(err); err != nil {
+		err = fmt.Errorf("back up to %s: %w", tmp, err)
+	}
+	return errors.Join(err, c.close())
 }
 
-// renew checks a copy and replaces its epoch, so that peers do not take the sequence
-// numbers of this life for those of the last.
-func renew(file string) (err error) {
-	db, err := sql.Open("sqlite", "file:"+filepath.ToSlash(file)+"?_pragma=synchronous(FULL)&_pragma=journal_mode(DELETE)")
+// Restore checks a file that [DB.Backup] wrote and puts a copy of it into dir, which may
+// have other files but no database, with a new [DB.Epoch]. It is there whole or not at
+// all. It returns [ErrCorrupt] for a damaged or foreign file, [ErrLocked], or a Conflict
+// with reason home_not_empty. backup is not changed.
+func Restore(backup, dir string) (err error) {
+	if err := makeDir(dir); err != nil {
+		return err
+	}
+	lock, err := lockDir(dir)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	var verdict string
-	if err := db.QueryRow("PRAGMA integrity_check(1)").Scan(&verdict); err != nil || verdict != "ok" {
-		return ErrCorrupt.With("%s: %s", file, verdict).Because(err)
+	defer func() { err = errors.Join(err, lock.release()) }()
+
+	path := filepath.Join(dir, dbFile)
+	for _, suffix := range []string{"", "-wal"} {
+		if _, err := os.Lstat(path + suffix); err == nil {
+			return shoal.NewError(shoal.Conflict, "home_not_empty", path+suffix+" exists already", "restore into an empty --home")
+		}
 	}
-	var old int64
-	if err := db.QueryRow("SELECT epoch FROM store_epoch").Scan(&old); err != nil {
-		return ErrCorrupt.With("%s has no epoch", file).Because(err)
+	if unclean, err := checkFiles(backup); err != nil || unclean {
+		if err == nil {
+			err = ErrCorrupt.With("%s is not a backup: there is a log beside it", backup)
+		}
+		return err
 	}
-	if _, err := db.Exec("UPDATE store_epoch SET epoch = ?", newEpoch(old, time.Now())); err != nil {
-		return fmt.Errorf("renew the epoch: %w", err)
+	tmp := path + ".restore"
+	if err := removeDB(tmp); err != nil {
+		return err
 	}
-	return nil
+	defer func() { err = errors.Join(err, removeDB(tmp)) }()
+	if err := copyFile(tmp, backup); err != nil {
+		return err
+	}
+	if err := renew(tmp, backup); err != nil {
+		return err
+	}
+	return moveIntoPlace(tmp, path)
 }
 
-// syncDir makes a new or renamed name in dir durable. Windows cannot and need not.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// renew checks every page and index of a copy and gives it a new epoch.
+func renew(tmp, backup string) (err error) {
+	c, err := openConn(tmp, readerCacheKiB, false)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	return ignoreUnsupported(d.Sync())
+	defer func() { err = errors.Join(err, c.close()) }()
+	what, err := pragmaCheck(context.Background(), c, "PRAGMA integrity_check(1)")
+	if err != nil {
+		return explain(backup, err)
+	}
+	if what != "ok" {
+		return ErrCorrupt.With("%s: %s", backup, what)
+	}
+	old, err := c.number("SELECT value FROM store_meta WHERE key = 'epoch'")
+	if err != nil {
+		return ErrCorrupt.With("%s has no epoch", backup).Because(err)
+	}
+	return explain(tmp, putEpoch(c, newEpoch(time.Now(), uint64(old))))
 }

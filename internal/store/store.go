@@ -1,316 +1,244 @@
-// Package store is the one database of a node: one SQLite file, one writer, and commits
-// that callers who wait at the same time share.
+// Package store is the one database of a node: a SQLite file with one writer that
+// commits many updates at once.
 //
-// It promises that what [DB.Update] acknowledged is on disk, that a function which failed
-// left nothing, and that functions passed to [Tx.AfterCommit] run only after their
-// transaction is durable, in commit order. A full disk or an I/O error acknowledges
-// nothing; the store goes on by itself when the cause is gone. A damaged file is named,
-// never repaired in silence.
+// It promises that what [DB.Update] acknowledged is on the disk; that an Update's
+// changes are kept whole or not at all; that a full or failing disk is an error to each
+// caller and never a wrong acknowledgement, and that work goes on by itself when the disk
+// does. One process uses a directory at a time. It refuses a database of a newer version
+// and names a file that is damaged.
 //
-// It owns the driver and the file, and no other package's tables: each package brings a
-// [Schema]. Services call it; it calls nobody but the functions it was given.
+// It does not know any other package's tables: each hands in its [Schema] and runs its
+// own SQL through [Tx]. It does not detect a flipped bit inside a row: who needs that
+// signs or hashes what it stores.
+//
+// Package node opens it; the services of layer 2 read and write. It is the only importer
+// of the SQL driver (modernc.org/sqlite), which it uses below database/sql: one goroutine
+// at a time owns a connection, so a pool, its locks and a goroutine for each cancellable
+// statement would buy nothing.
 package store
 
 import (
-	"context"
-	"crypto/rand"
-	"database/sql"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/shoalmesh/shoal"
 )
 
-// File is the database's name in its directory.
-const File = "shoal.db"
+const dbFile = "shoal.db"
 
-const (
-	lockFile   = "lock"
-	maxReaders = 4                   // read connections; each costs about a megabyte
-	checkUpTo  = 64 << 20            // bytes: larger files are not checked page by page at start
-	logSize    = 32 + 1100*(24+4096) // bytes: SQLite begins the log anew after 1000 pages (wal_autocheckpoint)
-)
-
-// Errors that callers test for.
 var (
-	ErrLocked = shoal.NewError(shoal.Conflict, "data_dir_locked", "another daemon uses this data dir",
-		"stop it with `shoal down`, or use another --home")
+	// ErrLocked is returned when another process uses the directory.
+	ErrLocked = shoal.NewError(shoal.Conflict, "data_dir_locked", "another node uses the data directory",
+		"stop it with `shoal down`, or choose another --home")
+	// ErrTooNew is returned for a database of a newer version of the program.
 	ErrTooNew = shoal.NewError(shoal.Conflict, "schema_too_new", "the database was written by a newer version",
-		"run that version, or restore a backup of this one")
+		"use that version, or restore a backup of this one")
+	// ErrCorrupt is returned for a file that is damaged. Its message names the file.
 	ErrCorrupt = shoal.NewError(shoal.Corrupt, "db_corrupt", "the database is damaged",
-		"restore a backup with `shoal restore FILE` into an empty --home")
-	ErrDiskFull = shoal.NewError(shoal.Exhausted, "disk_full", "the disk is full; nothing was stored",
-		"make room; the node goes on by itself")
-	ErrDisk = shoal.NewError(shoal.Unavailable, "disk_error", "the disk failed; nothing was stored",
-		"check the disk and the system log; the node tries again by itself")
-	ErrModes  = shoal.NewError(shoal.Denied, "file_too_open", "others may read the database", "")
-	ErrClosed = shoal.NewError(shoal.Unavailable, "store_closed", "the database is closed", "the node is stopping")
+		"restore a backup into an empty directory with `shoal restore`; keep the damaged files for a look")
+	// ErrDiskFull is returned by an Update that did not fit. Nothing of it is stored.
+	ErrDiskFull = shoal.NewError(shoal.Exhausted, "disk_full", "the disk is full, nothing was stored",
+		"make room on the disk of the data directory; the node goes on by itself")
+	// ErrDisk is returned when reading or writing fails. Nothing was acknowledged.
+	ErrDisk = shoal.NewError(shoal.Unavailable, "disk_error", "the disk does not read or write",
+		"look at the system's log (`dmesg`); the node goes on by itself when the disk does")
+	// ErrBusy is returned when another program holds the database for too long.
+	ErrBusy = shoal.NewError(shoal.Unavailable, "db_busy", "another program holds the database",
+		"close the program that has shoal.db open")
+	// ErrClosed is returned after [DB.Close].
+	ErrClosed = shoal.NewError(shoal.Unavailable, "store_closed", "the database is closed", "")
 )
 
-// Schema is the tables of one package. Steps[i] is the SQL script that leads from version
-// i to i+1; a step that was released never changes.
+// Schema is one package's tables.
 type Schema struct {
+	// Package owns the tables; their names begin with it.
 	Package string
-	Steps   []string
+	// Steps[i] is the SQL script that makes version i+1 of version i. A step that was
+	// released is never changed. All pending steps of all packages are one transaction.
+	Steps []string
 }
 
-// Config says where the database is. Zero fields have defaults.
+// Config says where the database is and how much memory it may use. Zero is the default.
 type Config struct {
-	// Dir holds the file and its lock; it must exist, mode 0700. Required.
+	// Dir is the data directory. Open makes it with mode 0700 if it is missing.
 	Dir string
-	// MaxBatch is how many Updates share a commit at most. More is faster under load but
-	// makes a failed batch dearer. Default 512.
+	// MaxBatch is how many Update funcs share a commit at most. More is more throughput
+	// under load and a longer wait behind a full batch. Default 512.
 	MaxBatch int
-	// MaxPages bounds the file, in pages of 4 KiB, for tests of a full disk. Default none.
-	MaxPages int
+	// Readers is how many Views run at a time; others wait. Each costs up to 1 MiB once
+	// used. Default 4.
+	Readers int
+	// CacheKiB is the writer's page cache in KiB. Default 4096.
+	CacheKiB int
+	// CheckTime bounds the check of a database that was not closed cleanly. What is not
+	// reached in it is not checked. Default 100 ms.
+	CheckTime time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	if c.MaxBatch <= 0 {
+		c.MaxBatch = 512
+	}
+	if c.Readers <= 0 {
+		c.Readers = 4
+	}
+	if c.CacheKiB <= 0 {
+		c.CacheKiB = 4096
+	}
+	if c.CheckTime <= 0 {
+		c.CheckTime = 100 * time.Millisecond
+	}
+	return c
 }
 
 // DB is an open database. Its methods are safe for concurrent use.
 type DB struct {
 	cfg   Config
-	path  string
 	log   *slog.Logger
-	lock  *os.File
-	fresh bool
+	path  string
+	lock  *dirLock
 	epoch uint64
+	fresh bool
 
-	pool   *sql.DB
-	writer *conn // used by the leader of a batch only
-	slots  chan struct{}
+	// writer and grown belong to the leader of the moment, see update.go.
+	writer *conn
+	grown  bool // growLog was called
 
-	mu      sync.Mutex
-	queue   []*request
-	leading bool // somebody runs a batch
+	mu      sync.Mutex // guards what follows, never held over I/O or a callback
+	queue   []*op
+	leading bool
 	closed  bool
-	idle    []*conn // read connections
+	idle    chan struct{} // made by Close, closed by the last leader
+
+	readers readers
+
+	updates, commits, reruns atomic.Uint64
 }
 
-// Open opens the database in cfg.Dir, made if it is not there, and brings each schema to
-// its newest version. It returns [ErrLocked], [ErrTooNew], [ErrCorrupt] or [ErrModes],
-// with what was found in the message.
+// Open opens the database in cfg.Dir, makes it if there is none, and brings the tables
+// to the versions of schemas. It returns [ErrLocked], [ErrTooNew], [ErrCorrupt],
+// [ErrDiskFull], [ErrDisk], or an error with reason file_too_open or no_permission whose
+// hint is the command that helps. schemas is not kept; without any, no version is checked.
 func Open(cfg Config, schemas []Schema, log *slog.Logger) (_ *DB, err error) {
-	if cfg.MaxBatch == 0 {
-		cfg.MaxBatch = 512
+	cfg = cfg.withDefaults()
+	if err := checkSchemas(schemas); err != nil {
+		return nil, err
 	}
-	db := &DB{cfg: cfg, path: filepath.Join(cfg.Dir, File), log: log, slots: make(chan struct{}, maxReaders)}
+	if err := makeDir(cfg.Dir); err != nil {
+		return nil, err
+	}
+
+	db := &DB{cfg: cfg, log: log, path: filepath.Join(cfg.Dir, dbFile)}
+	db.readers.init(cfg.Readers)
 	if db.lock, err = lockDir(cfg.Dir); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, db.release())
+			err = errors.Join(db.named(err), db.writer.close(), db.lock.release())
 		}
 	}()
-	unclean, err := db.prepareFile()
+
+	unclean, err := db.makeOrCheck()
 	if err != nil {
 		return nil, err
 	}
-	if err := db.connect(); err != nil {
-		return nil, db.explain(err)
+	if db.writer, err = db.openConn(cfg.CacheKiB, false); err != nil {
+		return nil, err
 	}
 	if unclean {
-		if err := db.check(); err != nil {
+		if err := db.quickCheck(); err != nil {
 			return nil, err
 		}
 	}
 	if err := db.migrate(schemas); err != nil {
-		return nil, db.explain(err)
+		return nil, err
 	}
-	db.growLog()
 	return db, nil
 }
 
-// growLog writes zeros behind the write-ahead log up to the size at which it is used
-// again from the start. A commit then overwrites blocks that the file has already, and
-// waits for its data only, not for the file system's own journal: half the time or less.
-// Recovery ends at the first frame without the log's salt, so zeros mean nothing to it.
-func (db *DB) growLog() {
-	f, err := os.OpenFile(db.path+"-wal", os.O_WRONLY, 0)
-	if err != nil {
-		return // no log yet: nothing is lost but time
+func checkSchemas(schemas []Schema) error {
+	var seen []string
+	for _, s := range schemas {
+		if s.Package == "" || slices.Contains(seen, s.Package) {
+			return fmt.Errorf("schema %q: no name, or twice", s.Package)
+		}
+		seen = append(seen, s.Package)
 	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil || fi.Size() >= logSize {
-		return
-	}
-	if _, err = f.WriteAt(make([]byte, logSize-fi.Size()), fi.Size()); err == nil {
-		err = f.Sync()
-	}
-	if err != nil {
-		db.log.Debug("write-ahead log not grown", "err", err)
-	}
+	return nil
 }
 
-// prepareFile makes an empty file of the right mode, or looks at the one that is there.
-// unclean says that the last owner did not close it.
-func (db *DB) prepareFile() (unclean bool, err error) {
-	f, err := os.OpenFile(db.path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return false, fmt.Errorf("open %s: %w", db.path, err)
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	if wide := fi.Mode().Perm() & 0o077; wide != 0 && runtime.GOOS != "windows" {
-		e := ErrModes.With("%s has mode %04o", db.path, fi.Mode().Perm())
-		e.Hint = "run: chmod 600 " + db.path
-		return false, e
-	}
-	if db.fresh = fi.Size() == 0; db.fresh {
-		return false, nil
-	}
-	head := make([]byte, 100)
-	if _, err := f.ReadAt(head, 0); err != nil || string(head[:16]) != "SQLite format 3\x00" {
-		return false, ErrCorrupt.With("%s does not begin as a database (offset 0)", db.path)
-	}
-	page := int64(binary.BigEndian.Uint16(head[16:18]))
-	if page == 1 {
-		page = 65536
-	}
-	if page < 512 || page&(page-1) != 0 || fi.Size()%page != 0 {
-		return false, ErrCorrupt.With("%s was cut off: %d bytes are not whole pages of %d", db.path, fi.Size(), page)
-	}
-	wal, err := os.Stat(db.path + "-wal")
-	return err == nil && wal.Size() > 0, ignoreMissing(err)
-}
-
-func ignoreMissing(err error) error {
+// makeOrCheck makes the file if there is none, or looks at the files that are there. It
+// does so before SQLite opens them: on POSIX, closing a file of our own would drop
+// SQLite's locks on it.
+func (db *DB) makeOrCheck() (unclean bool, err error) {
+	_, err = os.Stat(db.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		if _, err := os.Stat(db.path + "-wal"); err == nil {
+			return false, ErrCorrupt.With("%s is missing beside its %s-wal", db.path, dbFile)
+		}
+		db.fresh = true
+		return false, db.create()
 	}
-	return err
-}
-
-// connect opens the pool and the writer.
-func (db *DB) connect() (err error) {
-	// _txlock does not matter: we begin ourselves. FULL makes each commit wait for the disk.
-	dsn := "file:" + filepath.ToSlash(db.path) + "?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)" +
-		"&_pragma=synchronous(FULL)&_pragma=cache_size(-4096)&_pragma=foreign_keys(0)&_pragma=temp_store(2)"
-	if db.pool, err = sql.Open("sqlite", dsn); err != nil {
-		return err
-	}
-	db.pool.SetMaxOpenConns(maxReaders + 2) // and one for a backup
-	return db.reconnect()
-}
-
-// reconnect gives the writer a new connection: after an I/O error the old one may hold
-// pages that never reached the disk (fsync is not asked twice, spec: LazyFS study).
-func (db *DB) reconnect() error {
-	if db.writer != nil {
-		_ = db.writer.close() // it is broken
-		db.writer = nil
-	}
-	c, err := db.newConn()
 	if err != nil {
+		return false, diskError(err, db.path)
+	}
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := checkMode(db.path+suffix, 0o600); err != nil {
+			return false, err
+		}
+	}
+	return checkFiles(db.path)
+}
+
+// create makes the file under another name first: an empty or half-made shoal.db would
+// look like one that lost its content.
+func (db *DB) create() error {
+	tmp := db.path + ".new"
+	if err := removeDB(tmp); err != nil {
 		return err
 	}
-	if db.cfg.MaxPages > 0 {
-		if _, err := c.c.ExecContext(context.Background(), fmt.Sprintf("PRAGMA max_page_count = %d", db.cfg.MaxPages)); err != nil {
-			return errors.Join(err, c.close())
-		}
+	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return diskError(err, tmp)
 	}
-	db.writer = c
-	return nil
-}
-
-// check reads the whole file after an unclean end, if it is small enough that nobody
-// minds the wait; SQLite checks the rest as it is read.
-func (db *DB) check() error {
-	fi, err := os.Stat(db.path)
-	if err != nil || fi.Size() > checkUpTo {
+	if err := f.Close(); err != nil {
+		return diskError(err, tmp)
+	}
+	if err := writeMeta(tmp, newEpoch(time.Now(), 0)); err != nil {
 		return err
 	}
-	var verdict string
-	if err := db.writer.c.QueryRowContext(context.Background(), "PRAGMA quick_check(1)").Scan(&verdict); err != nil {
-		return db.explain(err)
-	}
-	if verdict != "ok" {
-		return ErrCorrupt.With("%s: %s", db.path, verdict)
-	}
-	return nil
+	return moveIntoPlace(tmp, db.path)
 }
 
-// migrate brings the tables to the newest version, all packages in one transaction.
-func (db *DB) migrate(schemas []Schema) error {
-	return db.Update(context.Background(), func(tx *Tx) error {
-		_, err := tx.Exec(`CREATE TABLE IF NOT EXISTS store_schema (package TEXT PRIMARY KEY, version INTEGER NOT NULL)`)
-		if err != nil {
-			return err
-		}
-		if _, err := tx.Exec(`CREATE TABLE IF NOT EXISTS store_epoch (epoch INTEGER NOT NULL)`); err != nil {
-			return err
-		}
-		if db.epoch, err = loadEpoch(tx); err != nil {
-			return err
-		}
-		for _, s := range schemas {
-			if err := migrateOne(tx, s); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-func migrateOne(tx *Tx, s Schema) error {
-	version := 0
-	if _, err := tx.One(`SELECT version FROM store_schema WHERE package = ?`, []any{s.Package}, &version); err != nil {
+// named puts the file's path into an error that has no hint of its own.
+func (db *DB) named(err error) error {
+	var e *shoal.Error
+	if errors.As(err, &e) {
 		return err
 	}
-	if version > len(s.Steps) {
-		return ErrTooNew.With("tables of %s are version %d, this program knows %d", s.Package, version, len(s.Steps))
-	}
-	if version == len(s.Steps) {
-		return nil
-	}
-	for i, step := range s.Steps[version:] {
-		if err := tx.script(step); err != nil {
-			return fmt.Errorf("bring tables of %s to version %d: %w", s.Package, version+i+1, err)
-		}
-	}
-	_, err := tx.Exec(`INSERT INTO store_schema (package, version) VALUES (?, ?)
-		ON CONFLICT (package) DO UPDATE SET version = excluded.version`, s.Package, len(s.Steps))
-	return err
+	return fmt.Errorf("open %s: %w", db.path, err)
 }
 
-// Fresh reports whether Open made the database.
-func (db *DB) Fresh() bool { return db.fresh }
-
-// Epoch is a number of this database: unix milliseconds of its making, then 20 random
-// bits. A restored copy has another, higher one.
+// Epoch returns a number that is this database's own: its high 44 bits are the Unix
+// millisecond of its making or of its last [Restore], its low 20 bits are random. It grows
+// with each Restore, so who numbers things with (epoch, sequence) never repeats a number
+// after a backup was put back. It fits an int64 until the year 2248.
 func (db *DB) Epoch() uint64 { return db.epoch }
 
-func loadEpoch(tx *Tx) (uint64, error) {
-	var e int64
-	found, err := tx.One(`SELECT epoch FROM store_epoch`, nil, &e)
-	if err != nil || found {
-		return uint64(e), err
-	}
-	e = newEpoch(0, time.Now())
-	_, err = tx.Exec(`INSERT INTO store_epoch (epoch) VALUES (?)`, e)
-	return uint64(e), err
-}
+// Fresh reports whether this Open made the database.
+func (db *DB) Fresh() bool { return db.fresh }
 
-// newEpoch is above old even if the clock went back.
-func newEpoch(old int64, now time.Time) int64 {
-	var b [4]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return max(now.UnixMilli()<<20|int64(binary.BigEndian.Uint32(b[:])&0xfffff), old+1)
-}
-
-// Close waits for the batch that is running, refuses what waits with [ErrClosed], and
-// gives the data dir free. Closing again does nothing.
+// Close waits for what runs, refuses what comes after with [ErrClosed], moves the log
+// into the main file and lets go of the directory. A second Close does nothing.
 func (db *DB) Close() error {
 	db.mu.Lock()
 	if db.closed {
@@ -318,46 +246,26 @@ func (db *DB) Close() error {
 		return nil
 	}
 	db.closed = true
-	var lead, waiting []*request
-	for _, r := range db.queue {
-		if r.lead {
-			lead = append(lead, r) // it was woken to run the next batch, and will
-		} else {
-			waiting = append(waiting, r)
-		}
+	idle := make(chan struct{})
+	if db.leading {
+		db.idle = idle
+	} else {
+		close(idle)
 	}
-	db.queue = lead
-	leading := db.leading
 	db.mu.Unlock()
-	for _, r := range waiting {
-		r.finish(ErrClosed)
-	}
-	if leading {
-		// The leader is between batches or in one: the queue is empty, so it ends soon.
-		// Taking its place is how we wait.
-		db.waitIdle()
-	}
-	return db.release()
+
+	<-idle
+	return errors.Join(db.readers.close(), db.writer.close(), db.lock.release())
 }
 
-func (db *DB) release() error {
-	var err error
-	db.mu.Lock()
-	db.closed = true
-	idle := db.idle
-	db.idle = nil
-	db.mu.Unlock()
-	for _, c := range idle {
-		err = errors.Join(err, c.close())
-	}
-	if db.writer != nil {
-		err = errors.Join(err, db.writer.close())
-	}
-	if db.pool != nil {
-		err = errors.Join(err, db.pool.Close())
-	}
-	if db.lock != nil {
-		err = errors.Join(err, db.lock.Close())
-	}
-	return err
+// Stats tell how well updates share commits.
+type Stats struct {
+	Updates uint64 // funcs that succeeded and were committed
+	Commits uint64 // commits that wrote, each with one fsync
+	Reruns  uint64 // funcs that were run again because another one of their batch failed
+}
+
+// Stats returns the counts since Open.
+func (db *DB) Stats() Stats {
+	return Stats{Updates: db.updates.Load(), Commits: db.commits.Load(), Reruns: db.reruns.Load()}
 }

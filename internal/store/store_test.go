@@ -1,277 +1,316 @@
-package store_test
+package store
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
 
 	"github.com/shoalmesh/shoal"
-	"github.com/shoalmesh/shoal/internal/store"
-	"github.com/shoalmesh/shoal/internal/store/storetest"
 )
 
-var rows = store.Schema{Package: "test", Steps: []string{`CREATE TABLE rows (id INTEGER PRIMARY KEY, body BLOB NOT NULL)`}}
-
 func TestMain(m *testing.M) {
-	if dir := os.Getenv("STORE_TEST_WRITER"); dir != "" {
-		writeUntilKilled(dir)
+	if role := os.Getenv("SHOAL_STORE_TEST_CHILD"); role != "" {
+		os.Exit(child(role, os.Args[1:]))
 	}
 	goleak.VerifyTestMain(m)
 }
 
-func insert(db *store.DB, body string) error {
-	return db.Update(context.Background(), func(tx *store.Tx) error {
-		_, err := tx.Exec(`INSERT INTO rows (body) VALUES (?)`, body)
-		return err
-	})
-}
+var kv = Schema{Package: "kv", Steps: []string{`
+	CREATE TABLE kv (k INTEGER PRIMARY KEY, v BLOB) STRICT;
+	-- a second statement
+	CREATE INDEX kv_v ON kv (length(v));
+`}}
 
-func count(t testing.TB, db *store.DB) (n int) {
+func home(t testing.TB) string { return filepath.Join(t.TempDir(), "home") }
+
+func open(t testing.TB, dir string, schemas ...Schema) *DB {
 	t.Helper()
-	err := db.View(context.Background(), func(tx *store.Tx) error {
-		_, err := tx.One(`SELECT COUNT(*) FROM rows`, nil, &n)
-		return err
-	})
+	db, err := Open(Config{Dir: dir}, schemas, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return n
+	t.Cleanup(func() { shut(t, db) })
+	return db
 }
 
-func open(t testing.TB, dir string, schemas ...store.Schema) (*store.DB, error) {
+func shut(t testing.TB, db *DB) {
 	t.Helper()
-	return store.Open(store.Config{Dir: dir}, schemas, slog.New(slog.DiscardHandler))
+	if err := db.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
 }
 
-// Updates that wait at the same time share a commit, and AfterCommit keeps their order.
-func TestConcurrentUpdatesShareCommits(t *testing.T) {
-	db := storetest.Open(t, rows)
-	const n = 2000
-	var mu sync.Mutex
-	var order []int
-	seq, batches := 0, 0
-	last := new(int)
-	var wg sync.WaitGroup
-	for range n {
-		wg.Go(func() {
-			err := db.Update(context.Background(), func(tx *store.Tx) error {
-				id, err := tx.Insert(`INSERT INTO rows (body) VALUES ('x')`)
-				if err != nil {
-					return err
-				}
-				seq++ // functions of one batch run one after the other
-				mine := seq
-				tx.AfterCommit(func() {
-					mu.Lock()
-					defer mu.Unlock()
-					order = append(order, int(id))
-					if *last != seq { // all functions of a batch run before the first hook
-						*last = seq
-						batches++
-					}
-					_ = mine
-				})
-				return nil
-			})
-			if err != nil {
-				t.Error(err)
-			}
+// openErr opens a directory that must be refused.
+func openErr(t *testing.T, dir string, schemas ...Schema) *shoal.Error {
+	t.Helper()
+	db, err := Open(Config{Dir: dir}, schemas, slog.New(slog.DiscardHandler))
+	if err == nil {
+		shut(t, db)
+		t.Fatal("the database was opened")
+	}
+	return shoal.AsError(err)
+}
+
+func put(tx *Tx, k int64, v string) error {
+	_, err := tx.Exec("INSERT INTO kv (k, v) VALUES (?, ?)", k, []byte(v))
+	return err
+}
+
+func update(t testing.TB, db *DB, fn func(*Tx) error) {
+	t.Helper()
+	if err := db.Update(context.Background(), fn); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func view(t testing.TB, db *DB, fn func(*Tx) error) {
+	t.Helper()
+	if err := db.View(context.Background(), fn); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// all returns the rows of kv as one line.
+func all(t testing.TB, db *DB) string {
+	t.Helper()
+	var b strings.Builder
+	view(t, db, func(tx *Tx) error {
+		b.Reset()
+		return tx.Each("SELECT k, v FROM kv ORDER BY k", nil, func(scan func(...any) error) error {
+			var k int64
+			var v []byte
+			err := scan(&k, &v)
+			fmt.Fprintf(&b, "%d=%s ", k, v)
+			return err
 		})
+	})
+	return strings.TrimSpace(b.String())
+}
+
+func TestKeepsWhatItAcknowledged(t *testing.T) {
+	dir := home(t)
+	db := open(t, dir, kv)
+	if !db.Fresh() {
+		t.Error("a new database is not fresh")
 	}
-	wg.Wait()
-	if got := count(t, db); got != n {
-		t.Fatalf("%d rows, want %d", got, n)
+	update(t, db, func(tx *Tx) error { return put(tx, 1, "one") })
+	epoch := db.Epoch()
+	shut(t, db)
+	if _, err := os.Stat(db.path + "-wal"); err == nil {
+		t.Error("a clean close left a log")
 	}
-	for i, id := range order {
-		if id != i+1 {
-			t.Fatalf("hook %d ran for row %d", i, id)
+
+	db = open(t, dir, kv)
+	if db.Fresh() {
+		t.Error("an old database is fresh")
+	}
+	if db.Epoch() != epoch {
+		t.Errorf("epoch = %d, want %d", db.Epoch(), epoch)
+	}
+	if got := all(t, db); got != "1=one" {
+		t.Errorf("rows = %q", got)
+	}
+}
+
+func TestOneProcessADirectory(t *testing.T) {
+	dir := home(t)
+	db := open(t, dir, kv)
+	err := openErr(t, dir, kv)
+	if !errors.Is(err, ErrLocked) || !strings.Contains(err.Msg, fmt.Sprintf("process %d", os.Getpid())) || err.Hint == "" {
+		t.Errorf("got %v, want %v with the process", err, ErrLocked)
+	}
+	update(t, db, func(tx *Tx) error { return put(tx, 1, "x") })
+	if err := Restore("any", dir); !errors.Is(err, ErrLocked) {
+		t.Errorf("restore into a running node: got %v", err)
+	}
+	shut(t, db)
+	open(t, dir, kv)
+}
+
+func TestMigrationsRunOnce(t *testing.T) {
+	dir := home(t)
+	s := Schema{Package: "p", Steps: []string{"CREATE TABLE p (n INTEGER); INSERT INTO p VALUES (1);"}}
+	shut(t, open(t, dir, s))
+	s.Steps = append(s.Steps, "INSERT INTO p VALUES (2);", "INSERT INTO p VALUES (3); -- ; end")
+	q := Schema{Package: "q", Steps: []string{"CREATE TABLE q (n INTEGER)"}}
+	shut(t, open(t, dir, s, q))
+	db := open(t, dir, s, q)
+	var got string
+	view(t, db, func(tx *Tx) error {
+		_, err := tx.One("SELECT group_concat(n) FROM p", nil, &got)
+		return err
+	})
+	if got != "1,2,3" {
+		t.Errorf("rows = %s, want 1,2,3", got)
+	}
+}
+
+func TestFailedMigrationLeavesNothing(t *testing.T) {
+	for _, step := range []string{"CREATE TABLE kv (oops)", "COMMIT", "ROLLBACK", "no SQL"} {
+		dir := home(t)
+		shut(t, open(t, dir, kv))
+		up := Schema{Package: "kv", Steps: append(slices.Clone(kv.Steps), "ALTER TABLE kv ADD COLUMN w TEXT", step)}
+		err := openErr(t, dir, up)
+		if !strings.Contains(err.Error(), "migrate kv to version 3") {
+			t.Errorf("step %q: %v", step, err)
 		}
-	}
-	if batches >= n/2 {
-		t.Errorf("%d updates took %d commits: nothing was shared", n, batches)
-	}
-	t.Logf("%d updates in %d commits", n, batches)
-}
-
-// A model test: random functions, some of which fail before or after writing, or panic.
-// What was acknowledged is there, what failed is not, hooks ran exactly for the former.
-func TestFailingFunctionsLeaveNothing(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	db := storetest.Open(t, rows)
-	var committed, undone atomic.Int64
-	var want sync.Map
-	var wg sync.WaitGroup
-	boom := errors.New("boom")
-	for w := range 16 {
-		wg.Go(func() {
-			rng := rand.New(rand.NewPCG(seed, uint64(w)))
-			for i := range 60 {
-				body := fmt.Sprintf("%d-%d", w, i)
-				how := rng.IntN(6)
-				err := func() (err error) {
-					defer func() {
-						if p := recover(); p != nil {
-							err = boom
-						}
-					}()
-					return db.Update(context.Background(), func(tx *store.Tx) error {
-						tx.AfterCommit(func() { committed.Add(1) })
-						tx.OnRollback(func() { undone.Add(1) })
-						if how == 0 {
-							return boom
-						}
-						if _, err := tx.Exec(`INSERT INTO rows (body) VALUES (?)`, body); err != nil {
-							return err
-						}
-						if how == 1 {
-							return boom
-						}
-						if how == 2 {
-							panic("boom")
-						}
-						return nil
-					})
-				}()
-				if (err != nil) != (how < 3) {
-					t.Errorf("how %d: %v", how, err)
-				}
-				if err == nil {
-					want.Store(body, true)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	n := 0
-	want.Range(func(any, any) bool { n++; return true })
-	err := db.View(context.Background(), func(tx *store.Tx) error {
-		return tx.Each(`SELECT body FROM rows`, nil, func(scan func(...any) error) error {
-			var body string
-			if err := scan(&body); err != nil {
-				return err
-			}
-			if _, ok := want.LoadAndDelete(body); !ok {
-				t.Errorf("row %s was not acknowledged, or is there twice", body)
+		if step == "COMMIT" {
+			continue // it broke its own promise; that it is refused is all we can do
+		}
+		db := open(t, dir, kv)
+		update(t, db, func(tx *Tx) error {
+			if _, err := tx.Exec("SELECT w FROM kv"); err == nil {
+				t.Errorf("step %q: half of the migration is there", step)
 			}
 			return nil
 		})
-	})
-	if err != nil {
-		t.Fatal(err)
+		shut(t, db)
 	}
-	want.Range(func(k, _ any) bool { t.Errorf("row %v was acknowledged and is gone", k); return true })
-	if committed.Load() != int64(n) || undone.Load() == 0 {
-		t.Errorf("%d hooks ran for %d commits; %d undone", committed.Load(), n, undone.Load())
-	}
-	t.Logf("0 of %d acknowledged rows lost; %d undone", n, undone.Load())
 }
 
-func TestCancelledWhileWaitingIsNotRun(t *testing.T) {
-	db := storetest.Open(t, rows)
-	inside, release := make(chan struct{}), make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		_ = db.Update(context.Background(), func(*store.Tx) error { close(inside); <-release; return nil })
-	})
-	<-inside
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	wg.Go(func() {
-		ended <- db.Update(ctx, func(*store.Tx) error { t.Error("it was run"); return nil })
-	})
+func TestRefusesNewer(t *testing.T) {
+	for name, c := range map[string]struct {
+		damage func(*DB) error
+		want   string
+	}{
+		"a newer version of a package": {func(db *DB) error {
+			return db.writer.do("UPDATE store_schema SET version = 7 WHERE package = 'kv'")
+		}, "package kv has version 7, this version knows 1"},
+		"a package of the future": {func(db *DB) error {
+			return db.writer.do("INSERT INTO store_schema VALUES ('pay', 1)")
+		}, "package pay has version 1, this version knows 0"},
+		"a newer format": {func(db *DB) error { return db.writer.do("PRAGMA user_version = 2") }, "format 2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := home(t)
+			db := open(t, dir, kv)
+			if err := c.damage(db); err != nil {
+				t.Fatal(err)
+			}
+			shut(t, db)
+			before, err := os.ReadFile(db.path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := openErr(t, dir, kv); !errors.Is(err, ErrTooNew) || !strings.Contains(err.Error(), c.want) || err.Hint == "" {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			after, err := os.ReadFile(db.path)
+			if err != nil || string(after) != string(before) {
+				t.Errorf("the newer database was changed (%v)", err)
+			}
+			if name != "a newer format" { // to look at it, or to back it up, needs no tables
+				shut(t, open(t, dir))
+			}
+		})
+	}
+}
+
+func TestRefusesSchemasThatClash(t *testing.T) {
+	for _, s := range [][]Schema{{kv, kv}, {{Steps: []string{"SELECT 1"}}}} {
+		openErr(t, home(t), s...)
+	}
+}
+
+func TestEpochOnlyGrows(t *testing.T) {
+	now := time.UnixMilli(1_800_000_000_000)
+	first := newEpoch(now, 0)
+	if ms := first >> 20; ms != 1_800_000_000_000 {
+		t.Errorf("high bits = %d", ms)
+	}
+	old := first
+	for i, at := range []time.Time{now, now.Add(-time.Hour), now.Add(time.Hour), time.UnixMilli(0), now} {
+		e := newEpoch(at, old)
+		if e <= old || int64(e) < 0 {
+			t.Errorf("%d: epoch %d after %d", i, e, old)
+		}
+		old = e
+	}
+	if newEpoch(now, 0)&(1<<20-1) == first&(1<<20-1) && newEpoch(now, 0) == first {
+		t.Error("the low bits are not random")
+	}
+}
+
+func TestCloseWaitsAndRefuses(t *testing.T) {
+	db := open(t, home(t), kv)
+	running, goOn := make(chan struct{}), make(chan struct{})
+	results := make(chan error, 2)
+	go func() {
+		results <- db.Update(context.Background(), func(tx *Tx) error {
+			close(running)
+			<-goOn
+			return put(tx, 1, "one")
+		})
+	}()
+	<-running
+	go func() { results <- db.Update(context.Background(), func(tx *Tx) error { return put(tx, 2, "two") }) }()
+	waitQueued(t, db, 1)
+	closed := make(chan error, 1)
+	go func() { closed <- db.Close() }()
+	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	if err := <-ended; !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v", err)
+	for shutting := false; !shutting; runtime.Gosched() {
+		db.mu.Lock()
+		shutting = db.closed
+		db.mu.Unlock()
 	}
-	close(release)
-	wg.Wait()
-}
-
-func TestViewSeesASnapshotAndCannotWrite(t *testing.T) {
-	db := storetest.Open(t, rows)
-	if err := insert(db, "a"); err != nil {
-		t.Fatal(err)
-	}
-	err := db.View(context.Background(), func(tx *store.Tx) error {
-		var before, after int
-		if _, err := tx.One(`SELECT COUNT(*) FROM rows`, nil, &before); err != nil {
-			return err
-		}
-		if err := insert(db, "b"); err != nil {
-			return err
-		}
-		if _, err := tx.One(`SELECT COUNT(*) FROM rows`, nil, &after); err != nil {
-			return err
-		}
-		if before != 1 || after != 1 {
-			t.Errorf("the snapshot moved from %d to %d rows", before, after)
-		}
-		if _, err := tx.Exec(`INSERT INTO rows (body) VALUES ('c')`); err == nil {
-			t.Error("a view could write")
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func TestSecondOpenIsRefused(t *testing.T) {
-	dir := t.TempDir()
-	db, err := open(t, dir, rows)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := open(t, dir, rows); !errors.Is(err, store.ErrLocked) {
-		t.Errorf("second open: %v", err)
-	}
-	if err := db.Close(); err != nil {
-		t.Fatal(err)
-	}
-	db, err = open(t, dir, rows)
-	if err != nil {
-		t.Fatalf("open after close: %v", err)
-	}
-	if db.Fresh() {
-		t.Error("an old database calls itself fresh")
-	}
-	db.Close()
-	if err := insert(db, "x"); !errors.Is(err, store.ErrClosed) {
+	if err := db.Update(context.Background(), func(*Tx) error { return nil }); !errors.Is(err, ErrClosed) {
 		t.Errorf("update after close: %v", err)
+	}
+	if err := db.View(ended, func(*Tx) error { return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("view with an ended context: %v", err)
+	}
+	select {
+	case err := <-closed:
+		t.Fatalf("closed while an update runs: %v", err)
+	default:
+	}
+	close(goOn)
+	for range 2 {
+		if err := <-results; err != nil {
+			t.Errorf("an update that was begun or queued: %v", err)
+		}
+	}
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+	if err := db.View(context.Background(), func(*Tx) error { return nil }); !errors.Is(err, ErrClosed) {
+		t.Errorf("view after close: %v", err)
+	}
+	if err := db.Backup(context.Background(), filepath.Join(t.TempDir(), "b")); !errors.Is(err, ErrClosed) {
+		t.Errorf("backup after close: %v", err)
+	}
+	db = open(t, filepath.Dir(db.path), kv)
+	if got := all(t, db); got != "1=one 2=two" {
+		t.Errorf("rows = %q", got)
 	}
 }
 
 // A node that stops under load: each update is stored or told that it was not.
 func TestCloseUnderLoad(t *testing.T) {
-	for range 20 {
-		dir := t.TempDir()
-		db, err := open(t, dir, rows)
-		if err != nil {
-			t.Fatal(err)
-		}
+	for range 10 {
+		dir := home(t)
+		db := open(t, dir, kv)
 		var acked atomic.Int64
 		var wg sync.WaitGroup
 		for range 32 {
 			wg.Go(func() {
 				for {
-					err := insert(db, "x")
-					if errors.Is(err, store.ErrClosed) {
+					err := db.Update(context.Background(), func(tx *Tx) error { _, err := tx.Exec("INSERT INTO kv (v) VALUES (NULL)"); return err })
+					if errors.Is(err, ErrClosed) {
 						return
 					}
 					if err != nil {
@@ -285,397 +324,27 @@ func TestCloseUnderLoad(t *testing.T) {
 		for acked.Load() < 50 {
 			runtime.Gosched()
 		}
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
+		shut(t, db)
 		wg.Wait()
-		if db, err = open(t, dir, rows); err != nil {
-			t.Fatal(err)
-		}
-		if got := count(t, db); got != int(acked.Load()) {
-			t.Errorf("%d rows for %d acknowledgements", got, acked.Load())
-		}
-		if err := db.Close(); err != nil {
-			t.Error(err)
+		db = open(t, dir, kv)
+		var n int64
+		view(t, db, func(tx *Tx) error { _, err := tx.One("SELECT count(*) FROM kv", nil, &n); return err })
+		if n != acked.Load() {
+			t.Errorf("%d rows, %d acknowledged", n, acked.Load())
 		}
 	}
 }
 
-func TestSchemasMoveForwardOnly(t *testing.T) {
-	dir := t.TempDir()
-	next := store.Schema{Package: "test", Steps: append(append([]string(nil), rows.Steps...), `ALTER TABLE rows ADD COLUMN more TEXT`)}
-	for _, s := range []store.Schema{rows, next} {
-		db, err := open(t, dir, s)
-		if err != nil {
-			t.Fatal(err)
+func TestWorksInABubble(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db := open(t, home(t), kv)
+		for i := range 20 {
+			go func() { update(t, db, func(tx *Tx) error { return put(tx, int64(i), "x") }) }()
 		}
-		db.Close()
-	}
-	if _, err := open(t, dir, rows); !errors.Is(err, store.ErrTooNew) {
-		t.Errorf("older program: %v", err)
-	}
-	broken := store.Schema{Package: "other", Steps: []string{`CREATE TABLE fine (x)`, `CREATE TABLE nonsense (`}}
-	if _, err := open(t, dir, next, broken); err == nil {
-		t.Error("a broken step was taken")
-	}
-	db, err := open(t, dir, next, store.Schema{Package: "other", Steps: []string{`CREATE TABLE fine (x)`}})
-	if err != nil {
-		t.Fatalf("half of a broken migration stayed: %v", err)
-	}
-	db.Close()
-}
-
-func TestDamageIsNamed(t *testing.T) {
-	make := func() (dir, path string) {
-		dir = t.TempDir()
-		db, err := open(t, dir, rows)
-		if err != nil {
-			t.Fatal(err)
-		}
-		err = db.Update(context.Background(), func(tx *store.Tx) error {
-			for i := range 200 {
-				if _, err := tx.Exec(`INSERT INTO rows (body) VALUES (?)`, strings.Repeat(strconv.Itoa(i), 200)); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := db.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return dir, filepath.Join(dir, store.File)
-	}
-	for _, c := range []struct {
-		name   string
-		damage func(path string) error
-		want   *shoal.Error
-	}{
-		{"first byte flipped", func(p string) error { return flip(p, 0) }, store.ErrCorrupt},
-		{"cut in the middle of a page", func(p string) error { return os.Truncate(p, 5000) }, store.ErrCorrupt},
-		{"cut to whole pages", func(p string) error { return os.Truncate(p, 4096) }, store.ErrCorrupt},
-		{"schema page flipped", func(p string) error { return flip(p, 100) }, store.ErrCorrupt},
-		{"others may read", func(p string) error { return os.Chmod(p, 0o644) }, store.ErrModes},
-	} {
-		if runtime.GOOS == "windows" && c.want == store.ErrModes {
-			continue
-		}
-		dir, path := make()
-		if err := c.damage(path); err != nil {
-			t.Fatal(err)
-		}
-		db, err := open(t, dir, rows)
-		if err == nil {
-			// SQLite reads a page when it is needed: then it must say so.
-			err = db.View(context.Background(), func(tx *store.Tx) error {
-				var n int
-				_, err := tx.One(`SELECT SUM(LENGTH(body)) FROM rows`, nil, &n)
-				return err
-			})
-			db.Close()
-		}
-		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), path) {
-			t.Errorf("%s: %v, want %v and the path", c.name, err, c.want)
-		}
-	}
-}
-
-func flip(path string, at int64) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	b := make([]byte, 1)
-	if _, err := f.ReadAt(b, at); err != nil {
-		return err
-	}
-	b[0] ^= 0xff
-	_, err = f.WriteAt(b, at)
-	return err
-}
-
-// A full disk acknowledges nothing, reads go on, and so does writing once there is room.
-// SQLite's own page limit stands for the disk here; TestFullDisk fills a real one.
-func TestFullDatabase(t *testing.T) {
-	db, err := store.Open(store.Config{Dir: t.TempDir(), MaxPages: 64}, []store.Schema{rows}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	fillAndRecover(t, db, func() {
-		err := db.Update(context.Background(), func(tx *store.Tx) error {
-			_, err := tx.Exec(`DELETE FROM rows WHERE id % 2 = 0`)
-			return err
-		})
-		if err != nil {
-			t.Errorf("making room: %v", err)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got := db.Stats().Updates; got < 20 {
+			t.Errorf("%d updates", got)
 		}
 	})
-}
-
-func fillAndRecover(t *testing.T, db *store.DB, makeRoom func()) {
-	t.Helper()
-	body := strings.Repeat("x", 3000)
-	var acked atomic.Int64
-	var refused atomic.Int64
-	var wg sync.WaitGroup
-	for range 8 {
-		wg.Go(func() {
-			for range 400 {
-				err := insert(db, body)
-				switch {
-				case err == nil:
-					acked.Add(1)
-				case errors.Is(err, store.ErrDiskFull) || errors.Is(err, store.ErrDisk):
-					refused.Add(1)
-				default:
-					t.Errorf("unclear error: %v", err)
-				}
-				if refused.Load() > 40 {
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if refused.Load() == 0 {
-		t.Fatal("the disk never got full")
-	}
-	if got := count(t, db); got != int(acked.Load()) {
-		t.Fatalf("%d rows for %d acknowledgements", got, acked.Load())
-	}
-	makeRoom()
-	if err := insert(db, "small"); err != nil {
-		t.Errorf("after room was made: %v", err)
-	}
-	t.Logf("%d acknowledged, %d refused, 0 wrong", acked.Load(), refused.Load())
-}
-
-func TestFullDisk(t *testing.T) {
-	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
-		t.Skip("needs Linux and root to mount a small tmpfs")
-	}
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs", dir).CombinedOutput(); err != nil {
-		t.Skipf("no tmpfs here: %v %s", err, out)
-	}
-	defer func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %v %s", err, out)
-		}
-	}()
-	filler := filepath.Join(dir, "filler")
-	if err := os.WriteFile(filler, make([]byte, 2<<20), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	db, err := open(t, dir, rows)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	fillAndRecover(t, db, func() {
-		if err := os.Remove(filler); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-func TestBackupAndRestore(t *testing.T) {
-	db := storetest.Open(t, rows)
-	var wg sync.WaitGroup
-	stop := make(chan struct{})
-	wg.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				if err := insert(db, "more"); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		}
-	})
-	if err := insert(db, "first"); err != nil {
-		t.Fatal(err)
-	}
-	before := count(t, db)
-	copied := filepath.Join(t.TempDir(), "copy.db")
-	if err := db.Backup(context.Background(), copied); err != nil {
-		t.Fatal(err)
-	}
-	close(stop)
-	wg.Wait()
-	if err := db.Backup(context.Background(), copied); err == nil {
-		t.Error("a backup was overwritten")
-	}
-	home := t.TempDir()
-	if err := store.Restore(copied, home); err != nil {
-		t.Fatal(err)
-	}
-	again, err := open(t, home, rows)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer again.Close()
-	if got := count(t, again); got < before {
-		t.Errorf("%d rows restored, %d were there", got, before)
-	}
-	if again.Epoch() <= db.Epoch() {
-		t.Errorf("epoch %d is not above %d", again.Epoch(), db.Epoch())
-	}
-	other := filepath.Join(t.TempDir(), "x")
-	if err := os.WriteFile(other, []byte("not a database"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := store.Restore(other, t.TempDir()); !errors.Is(err, store.ErrCorrupt) {
-		t.Errorf("restore of junk: %v", err)
-	}
-	if err := store.Restore(copied, home); err == nil {
-		t.Error("restore over a database")
-	}
-}
-
-// writeUntilKilled is the child of TestKilledWriterLosesNothing: it writes each number
-// that was acknowledged to stdout.
-func writeUntilKilled(dir string) {
-	db, err := store.Open(store.Config{Dir: dir}, []store.Schema{rows}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		fmt.Println("error", err)
-		os.Exit(1)
-	}
-	var mu sync.Mutex
-	for w := range 8 {
-		go func() {
-			for i := 0; ; i++ {
-				body := fmt.Sprintf("%d-%d-%d", os.Getpid(), w, i)
-				if err := insert(db, body); err != nil {
-					fmt.Println("error", err)
-					os.Exit(1)
-				}
-				mu.Lock()
-				fmt.Println(body)
-				mu.Unlock()
-			}
-		}()
-	}
-	select {}
-}
-
-func TestKilledWriterLosesNothing(t *testing.T) {
-	kills := 20
-	if testing.Short() {
-		kills = 5
-	}
-	dir := t.TempDir()
-	acked := map[string]bool{}
-	for range kills {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), "STORE_TEST_WRITER="+dir)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		lines := bufio.NewScanner(out)
-		until := 50 + rand.IntN(200)
-		killed := false
-		for n := 0; lines.Scan(); n++ {
-			if strings.HasPrefix(lines.Text(), "error") {
-				t.Error(lines.Text())
-			}
-			acked[lines.Text()] = true
-			if n == until {
-				_ = cmd.Process.Kill()
-				killed = true
-			}
-		}
-		_ = cmd.Wait()
-		if !killed {
-			t.Fatal("the writer ended by itself")
-		}
-	}
-	began := time.Now()
-	db, err := open(t, dir, rows)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	took := time.Since(began)
-	have := map[string]bool{}
-	err = db.View(context.Background(), func(tx *store.Tx) error {
-		return tx.Each(`SELECT body FROM rows`, nil, func(scan func(...any) error) error {
-			var body string
-			err := scan(&body)
-			if have[body] {
-				t.Errorf("%s is there twice", body)
-			}
-			have[body] = true
-			return err
-		})
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	lost := 0
-	for body := range acked {
-		// The last line may have been cut by the kill.
-		if strings.Count(body, "-") == 2 && !have[body] {
-			lost++
-		}
-	}
-	if lost > len(acked)/1000 && lost > kills {
-		t.Fatalf("lost %d of %d", lost, len(acked))
-	}
-	if lost > 0 {
-		t.Errorf("lost %d of %d acknowledged rows in %d kills", lost, len(acked), kills)
-	}
-	t.Logf("lost 0 of %d acknowledged rows in %d kills; open took %v", len(acked), kills, took)
-}
-
-func BenchmarkUpdate(b *testing.B) {
-	body := strings.Repeat("x", 1024)
-	for _, outstanding := range []int{1, 128} {
-		b.Run(strconv.Itoa(outstanding), func(b *testing.B) {
-			db := storetest.Open(b, rows)
-			var left atomic.Int64
-			left.Store(int64(b.N))
-			b.ResetTimer()
-			var wg sync.WaitGroup
-			for range outstanding {
-				wg.Go(func() {
-					for left.Add(-1) >= 0 {
-						if err := insert(db, body); err != nil {
-							b.Error(err)
-							return
-						}
-					}
-				})
-			}
-			wg.Wait()
-		})
-	}
-}
-
-func BenchmarkFsyncFloor(b *testing.B) {
-	f, err := os.Create(filepath.Join(b.TempDir(), "floor"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer f.Close()
-	page := make([]byte, 4096)
-	for i := range b.N {
-		if _, err := f.WriteAt(page, int64(i%256)*4096); err != nil {
-			b.Fatal(err)
-		}
-		if err := f.Sync(); err != nil {
-			b.Fatal(err)
-		}
-	}
 }

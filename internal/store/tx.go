@@ -2,79 +2,45 @@ package store
 
 import (
 	"context"
-	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
-
-	"modernc.org/sqlite"
-
-	"github.com/shoalmesh/shoal"
+	"strings"
 )
 
-// conn is one connection with its prepared statements.
-type conn struct {
-	c     *sql.Conn
-	stmts map[string]*sql.Stmt
-}
+// cancelRows is how many rows a View reads between two looks at its context: one that
+// reads little ends well even if the caller is stopping.
+const cancelRows = 256
 
-// maxStmts bounds the statements that are kept prepared; ours are constants, so a
-// connection that gets there was given text with values in it.
-const maxStmts = 512
+var errTxDone = errors.New("the transaction is over")
 
-func (db *DB) newConn() (*conn, error) {
-	c, err := db.pool.Conn(context.Background())
-	if err != nil {
-		return nil, err
-	}
-	return &conn{c: c, stmts: map[string]*sql.Stmt{}}, nil
-}
-
-func (c *conn) stmt(query string) (*sql.Stmt, error) {
-	if s := c.stmts[query]; s != nil {
-		return s, nil
-	}
-	if len(c.stmts) >= maxStmts {
-		return nil, fmt.Errorf("more than %d different statements: %.60s", maxStmts, query)
-	}
-	s, err := c.c.PrepareContext(context.Background(), query)
-	if err == nil {
-		c.stmts[query] = s
-	}
-	return s, err
-}
-
-// run executes a statement without arguments.
-func (c *conn) run(query string) error {
-	s, err := c.stmt(query)
-	if err != nil {
-		return err
-	}
-	_, err = s.ExecContext(context.Background())
-	return err
-}
-
-// close ends the connection for good: it does not go back to the pool.
-func (c *conn) close() error {
-	for _, s := range c.stmts {
-		_ = s.Close() // the connection goes away with them
-	}
-	_ = c.c.Raw(func(any) error { return sql.ErrConnDone }) // nothing to do with the driver's connection
-	return c.c.Close()
-}
-
-// Tx is a transaction, valid while the function that got it runs. It is not for
-// concurrent use. Statements are kept prepared by their text: values go into args.
+// Tx is a transaction, valid until the func that got it returns. It belongs to that
+// func's goroutine. Queries should be constants: each is prepared once a connection.
+// Arguments are positional (?). Tables are made in a [Schema], not here.
+//
+// Arguments and destinations may be of any integer, float, bool or string type, []byte and
+// byte arrays, pointers to these (nil is NULL), or implement driver.Valuer and sql.Scanner.
+// A uint64 is stored as the int64 of the same bits if it exceeds it. A nil []byte is NULL,
+// an empty one is an empty blob; both scan into a nil
+// []byte. A NULL scans into a zero value. There is no time.Time: store
+// milliseconds.
 type Tx struct {
-	c      *conn
-	write  bool // made by Update
-	wrote  bool
-	broken error // an error after which SQLite may have rolled back
-
+	c   *conn
+	ctx context.Context // of a View, nil in an Update
+	// wrote: something changed. failed: the func failed and nothing of it remains.
+	wrote, failed, over bool
+	// broken is an error after which SQLite may have ended the transaction.
+	broken   error
 	after    []func()
 	rollback []func()
 }
 
-// Exec runs a statement and returns how many rows it changed.
+func (tx *Tx) begin(c *conn, ctx context.Context) { *tx = Tx{c: c, ctx: ctx} }
+
+func (tx *Tx) end() { tx.over = true }
+
+// Exec runs a statement that returns no rows and returns how many it changed. The number
+// means nothing for a script of several statements.
 func (tx *Tx) Exec(query string, args ...any) (affected int64, err error) {
 	r, err := tx.exec(query, args)
 	if err != nil {
@@ -83,7 +49,7 @@ func (tx *Tx) Exec(query string, args ...any) (affected int64, err error) {
 	return r.RowsAffected()
 }
 
-// Insert runs an INSERT and returns the new row's id.
+// Insert runs an INSERT and returns the rowid of the last row it inserted.
 func (tx *Tx) Insert(query string, args ...any) (id int64, err error) {
 	r, err := tx.exec(query, args)
 	if err != nil {
@@ -92,128 +58,150 @@ func (tx *Tx) Insert(query string, args ...any) (id int64, err error) {
 	return r.LastInsertId()
 }
 
-func (tx *Tx) exec(query string, args []any) (sql.Result, error) {
-	if tx.broken != nil {
-		return nil, tx.broken // after SQLite's own rollback a statement would commit by itself
-	}
-	s, err := tx.c.stmt(query)
+func (tx *Tx) exec(query string, args []any) (driver.Result, error) {
+	s, vals, err := tx.prepare(query, args)
 	if err != nil {
-		return nil, tx.fail(err)
+		return nil, err
 	}
-	tx.wrote = true
-	r, err := s.ExecContext(context.Background(), args...)
+	defer tx.c.done(s)
+	r, err := s.exec.ExecContext(context.Background(), vals)
 	if err != nil {
-		return nil, tx.fail(err)
+		return nil, tx.fault(query, err)
+	}
+	if !tx.wrote && s.kind != reads {
+		n, err := r.RowsAffected()
+		tx.wrote = s.kind == other || n != 0 || err != nil
 	}
 	return r, nil
 }
 
-// script runs several statements, for migrations.
-func (tx *Tx) script(text string) error {
-	tx.wrote = true
-	_, err := tx.c.c.ExecContext(context.Background(), text)
-	return err
-}
-
-// One reads one row into dest; found is false if there is none.
+// One runs a query and scans its first row, if there is one, into dest.
 func (tx *Tx) One(query string, args []any, dest ...any) (found bool, err error) {
-	if tx.broken != nil {
-		return false, tx.broken
-	}
-	s, err := tx.c.stmt(query)
-	if err != nil {
-		return false, tx.fail(err)
-	}
-	err = s.QueryRowContext(context.Background(), args...).Scan(dest...)
-	if errors.Is(err, sql.ErrNoRows) {
-		return false, nil
-	}
-	return err == nil, tx.fail(err)
+	err = tx.each(query, args, func(r *rows) (bool, error) {
+		found = true
+		return false, scanRow(r.vals, dest)
+	})
+	return found && err == nil, err
 }
 
-// Each calls fn for each row; scan reads the row's columns. An error of fn ends it and is
-// returned. fn must not run other statements that change the rows being read.
+// Each runs a query and calls fn for each row; scan copies the row into dest. fn may run
+// other statements, but must not change what the query still reads. An error of fn ends
+// the iteration and is returned as it is.
 func (tx *Tx) Each(query string, args []any, fn func(scan func(dest ...any) error) error) error {
-	if tx.broken != nil {
-		return tx.broken
-	}
-	s, err := tx.c.stmt(query)
+	return tx.each(query, args, func(r *rows) (bool, error) {
+		return true, fn(func(dest ...any) error {
+			if err := scanRow(r.vals, dest); err != nil {
+				return fmt.Errorf("%s: %w", brief(query), err)
+			}
+			return nil
+		})
+	})
+}
+
+func (tx *Tx) each(query string, args []any, fn func(*rows) (more bool, err error)) (err error) {
+	s, vals, err := tx.prepare(query, args)
 	if err != nil {
-		return tx.fail(err)
+		return err
 	}
-	rows, err := s.QueryContext(context.Background(), args...)
+	tx.wrote = tx.wrote || s.kind != reads && !tx.reading(query)
+	r, err := tx.c.rows(s, vals)
 	if err != nil {
-		return tx.fail(err)
+		return tx.fault(query, err)
 	}
-	defer rows.Close()
-	for rows.Next() {
-		if err := fn(rows.Scan); err != nil {
+	defer func() {
+		if e := r.close(); e != nil && err == nil {
+			err = tx.fault(query, e)
+		}
+	}()
+	for n := 1; ; n++ {
+		ok, err := r.next()
+		if err != nil {
+			return tx.fault(query, err)
+		}
+		if !ok {
+			return nil
+		}
+		if tx.ctx != nil && n%cancelRows == 0 && tx.ctx.Err() != nil {
+			return tx.ctx.Err()
+		}
+		if more, err := fn(r); err != nil || !more {
 			return err
 		}
 	}
-	return tx.fail(rows.Err())
 }
 
-// AfterCommit registers f to run once the transaction is durable, before Update returns.
-// It must not block, nor call Update. In a View it never runs.
-func (tx *Tx) AfterCommit(f func()) { tx.after = append(tx.after, f) }
-
-// OnRollback registers f to run if this run of the function does not commit.
-func (tx *Tx) OnRollback(f func()) { tx.rollback = append(tx.rollback, f) }
-
-func (tx *Tx) undo() {
-	for _, f := range tx.rollback {
-		f()
+// reading reports whether a query that is not a plain SELECT reads only. A WITH may be either.
+func (tx *Tx) reading(query string) bool {
+	upper := strings.ToUpper(query)
+	for _, w := range []string{"INSERT", "UPDATE", "DELETE", "REPLACE", "CREATE", "DROP", "ALTER", "REINDEX", "ANALYZE"} {
+		if strings.Contains(upper, w) {
+			return false
+		}
 	}
-	tx.rollback, tx.after = nil, nil
+	return true
 }
 
-// fail remembers errors that end the whole transaction, whoever swallows them.
-func (tx *Tx) fail(err error) error {
-	if err != nil && tx.write && isDisk(err) {
-		tx.broken = err
+// AfterCommit has fn called once the changes are on the disk, before Update returns: in
+// the order of the calls, and of the commits. It is called on any goroutine and holds up
+// every Update meanwhile, so fn must not block and must not call Update. It is not called
+// if the func fails. In a View it is called when the View ends without an error.
+func (tx *Tx) AfterCommit(fn func()) { tx.after = append(tx.after, fn) }
+
+// OnRollback has fn called if the changes are taken back, also before the func is run
+// again; the last one first. It is held to the rules of AfterCommit.
+func (tx *Tx) OnRollback(fn func()) { tx.rollback = append(tx.rollback, fn) }
+
+// alive returns why no statement may run any more.
+func (tx *Tx) alive() error {
+	switch {
+	case tx.over:
+		return errTxDone
+	case tx.broken != nil:
+		return tx.broken
 	}
-	return err
+	return nil
 }
 
-// Primary result codes of SQLite (sqlite.org/rescode.html).
-const (
-	codeIOErr    = 10
-	codeCorrupt  = 11
-	codeFull     = 13
-	codeCantOpen = 14
-	codeNotADB   = 26
-)
-
-func code(err error) int {
-	var e *sqlite.Error
-	if errors.As(err, &e) {
-		return e.Code() & 0xff
+func (tx *Tx) prepare(query string, args []any) (*stmt, []driver.NamedValue, error) {
+	if err := tx.alive(); err != nil {
+		return nil, nil, err
 	}
-	return 0
+	c := tx.c
+	if known := c.stmts[query]; known == nil || known.own {
+		if err := checkQuery(query); err != nil {
+			return nil, nil, err
+		}
+	}
+	s, err := c.prepare(query)
+	if err != nil {
+		return nil, nil, tx.fault(query, err)
+	}
+	c.args = c.args[:0]
+	for i, a := range args {
+		v, err := toValue(a)
+		if err != nil {
+			c.done(s)
+			return nil, nil, fmt.Errorf("%s: argument %d: %w", brief(query), i+1, err)
+		}
+		c.args = append(c.args, driver.NamedValue{Ordinal: i + 1, Value: v})
+	}
+	return s, c.args, nil
 }
 
-func isDisk(err error) bool {
-	switch code(err) {
-	case codeIOErr, codeCorrupt, codeFull, codeCantOpen, codeNotADB:
-		return true
+// fault says which query failed. If the transaction may be over, nothing more runs in it.
+func (tx *Tx) fault(query string, err error) error {
+	e := explain(tx.c.path, err)
+	if isDisk(e) || tx.ctx == nil && !tx.c.inTx() {
+		tx.broken = e
 	}
-	return false
+	return fmt.Errorf("%s: %w", brief(query), e)
 }
 
-// explain turns SQLite's words into ours; other errors pass.
-func (db *DB) explain(err error) error {
-	var ours *shoal.Error
-	if err == nil || errors.As(err, &ours) {
-		return err
+// brief is the start of a query, on one line: its values are not in it.
+func brief(query string) string {
+	f := strings.Join(strings.Fields(query), " ")
+	if len(f) > 60 {
+		f = f[:60] + "…"
 	}
-	switch code(err) {
-	case codeFull:
-		return ErrDiskFull.Because(err)
-	case codeIOErr, codeCantOpen:
-		return ErrDisk.Because(err)
-	case codeCorrupt, codeNotADB:
-		return ErrCorrupt.With("%s", db.path).Because(err)
-	}
-	return err
+	return f
 }
