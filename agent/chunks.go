@@ -78,7 +78,7 @@ func (c *chunker) run(ctx context.Context) error {
 		}
 		c.push(w) // there may be more; take ends it
 		if stream == nil {
-			stream = c.duplex.ReportStream(ctx)
+			stream = c.workers.ReportStream(ctx)
 			opened := stream
 			wg.Go(func() { drain(opened) })
 		}
